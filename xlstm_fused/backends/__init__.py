@@ -1,0 +1,88 @@
+"""The backends: what can run a recurrence, and on what.
+
+A backend is a module with the functions ``inference``, ``forward`` and ``backward`` (signatures and shapes in
+:mod:`xlstm_fused.backends.reference`) and ``refuses(device_type, dtype, cell)``, which returns None or the reason in
+words. Modules are imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import NamedTuple
+
+import torch
+
+from ..cells import CELLS
+from ..dtypes import FLOATING
+
+ORDER = ("cuda", "triton", "cpu", "reference")
+"""The order in which ``backend="auto"`` asks."""
+
+DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": "cpu"}
+"""The device type that the table of :func:`backends` asks each backend about."""
+
+_NOT_WRITTEN = frozenset({"cuda", "triton"})
+
+
+class Backend(NamedTuple):
+    """One row of the table: a backend, whether this machine can run it, and if not, why."""
+
+    name: str
+    ready: bool
+    reason: str | None
+
+
+class BackendTable(dict):
+    """Backend name -> :class:`Backend`, in the order in which ``backend="auto"`` asks; ``print`` shows a table."""
+
+    def __str__(self):
+        width = max(map(len, self))
+        lines = [f"{row.name:<{width}}  {'ready' if row.ready else 'not ready: ' + row.reason}" for row in self.values()]
+        return "\n".join(lines)
+
+
+@functools.cache
+def load(name: str):
+    """The module of backend ``name``."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why backend ``name`` does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
+    if name in _NOT_WRITTEN:
+        return "this version of xlstm_fused does not have this backend yet"
+    return load(name).refuses(device_type, dtype, cell)
+
+
+def choose(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
+    """The backend to run: ``name`` itself, or for "auto" the first in :data:`ORDER` that does not refuse.
+
+    Raises:
+        ValueError: ``name`` is unknown.
+        RuntimeError: a named backend refuses.
+    """
+    if name == "auto":
+        return next(each for each in ORDER if refuses(each, device_type, dtype, cell) is None)
+    if name not in ORDER:
+        raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {name!r}")
+    reason = refuses(name, device_type, dtype, cell)
+    if reason is not None:
+        raise RuntimeError(f"backend={name!r} cannot run cell={cell!r} in {dtype} on a {device_type} device: {reason}")
+    return name
+
+
+def backends() -> BackendTable:
+    """What this machine can run, and why not the rest: a mapping of name to :class:`Backend`.
+
+    A backend counts as ready if it runs every cell in float32 on its own kind of device.
+    """
+    table = BackendTable()
+    for name in ORDER:
+        reasons = (refuses(name, DEVICE[name], torch.float32, cell) for cell in CELLS)
+        reason = next((each for each in reasons if each is not None), None)
+        table[name] = Backend(name, reason is None, reason)
+    return table
+
+
+__all__ = ["FLOATING", "ORDER", "Backend", "BackendTable", "backends", "choose", "load", "refuses"]
