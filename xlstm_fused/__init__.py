@@ -1,1 +1,12 @@
-"""x"""
+"""Fused recurrent layers for PyTorch: LSTM and sLSTM, the whole time loop in one kernel."""
+
+from importlib.metadata import version
+
+from .backends import backends
+from .cell_module import FusedxLSTMCell
+from .functional import recurrence
+from .module import FusedxLSTM
+from .trace import LayerTrace, Trace
+
+__version__ = version("xlstm-fused")
+__all__ = ["FusedxLSTM", "FusedxLSTMCell", "LayerTrace", "Trace", "backends", "recurrence"]

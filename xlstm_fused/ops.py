@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends
-from .backends import reference
+from .backends import choose, load, reference
 from .cells import CELLS
 from .dtypes import state_dtype
 from .rows import Rows
@@ -39,7 +38,7 @@ def _implementation(name):
     def run(*arguments):
         *tensors, cell, reverse, backend = arguments
         rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
-        return getattr(backends.load(backend), name)(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
+        return getattr(load(backend), name)(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
 
     return run
 
@@ -127,6 +126,8 @@ class _RecurrenceBackward(torch.autograd.Function):
         wanted = [index for index, value in enumerate(inputs)
                   if isinstance(value, Tensor) and value.is_floating_point()]
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        if not used:
+            return (None,) * len(inputs)
 
         def function(*values):
             arguments = list(inputs)
@@ -175,30 +176,38 @@ def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, row
 
 def h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, backwards):
     """(P, N, D): the ``h`` that entered the recurrent product in each row, reset and masked as it was there."""
-    h, shape = output[:, k], output.shape[2:]
-    initial = h.new_zeros(rows.B, *shape) if h0 is None else h0[k]
-    if rows.time_offset is None and rows.batch_offset is None and rows.length is None and reset is None:
-        # Every sequence fills its rows: shift by one step along the time axis.
-        batch_first = rows.batch_stride != 1 or rows.T == 1
-        h = h.unflatten(0, (rows.B, rows.T) if batch_first else (rows.T, rows.B))
-        time = 1 if batch_first else 0
-        initial = initial.unsqueeze(time)
-        if backwards:
-            h = torch.cat((h.narrow(time, 1, rows.T - 1), initial), time)
-        else:
-            h = torch.cat((initial, h.narrow(time, 0, rows.T - 1)), time)
-        if h_mask is not None:
-            h = h * h_mask[k].unsqueeze(time)
-        return h.flatten(0, 1)
-    previous, first, b = rows.previous(backwards, h.device)
-    h = torch.where(first[:, None, None], initial[b], h[previous])
-    if reset is not None:
-        cut, source = rows.cuts(reset, backwards)
-        if reset_h is None:
-            h = h.masked_fill(cut[:, None, None], 0)
-        else:
-            h = torch.where(cut[:, None, None], reset_h[source, k] if reset_per_row else reset_h[k][b], h)
-    return h if h_mask is None else h * h_mask[k][b]
+    reset_h = None if reset_h is None else reset_h[:, k] if reset_per_row else reset_h[k]
+    h = before(output[:, k], None if h0 is None else h0[k], reset, reset_h, reset_per_row, rows, backwards)
+    if h_mask is None:
+        return h
+    return h * h_mask[k][rows.coordinates(h.device)[1]]
+
+
+def before(values, initial, reset, reset_values, reset_per_row, rows, backwards):
+    """(P, N, D): of a state after each row (``values``), what each row started from in one direction's walk.
+
+    ``initial`` (B, N, D) and ``reset_values`` (B, N, D), or (P, N, D) if ``reset_per_row``, are None for zero.
+    """
+    if initial is None:
+        initial = values.new_zeros(rows.B, *values.shape[1:])
+    if rows.is_full and reset is None:
+        return _shift(values, initial, rows, backwards)
+    previous, first, b = rows.previous(backwards, values.device)
+    result = torch.where(first[:, None, None], initial[b], values[previous])
+    if reset is None:
+        return result
+    cut, source = rows.cuts(reset, backwards)
+    replacement = 0 if reset_values is None else reset_values[source if reset_per_row else b]
+    return torch.where(cut[:, None, None], replacement, result)
+
+
+def _shift(values, initial, rows, backwards):
+    """:func:`before` where every sequence fills its rows: one step along the time axis."""
+    time = 1 if rows.is_batch_first else 0
+    values = values.unflatten(0, (rows.B, rows.T) if rows.is_batch_first else (rows.T, rows.B))
+    initial = initial.unsqueeze(time)
+    kept = values.narrow(time, 1 if backwards else 0, rows.T - 1)
+    return torch.cat((kept, initial) if backwards else (initial, kept), time).flatten(0, 1)
 
 
 def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,
@@ -208,7 +217,7 @@ def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, r
     Differentiable in ``wx``, ``weight_hh``, ``h0``, ``s0``, ``reset_h`` and ``reset_s``, to any order. Arguments are
     contiguous and consistent; the callers in this package see to that.
     """
-    backend = backends.choose(backend, wx.device.type, wx.dtype, cell)
+    backend = choose(backend, wx.device.type, wx.dtype, cell)
     arguments = (wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *rows.arguments(),
                  cell, reverse, backend)
     if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):

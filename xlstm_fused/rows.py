@@ -64,10 +64,14 @@ class Rows:
         return cls(total, B, total, 1, 0, batch_offset=cu_seqlens[:-1].contiguous(), length=cu_seqlens.diff())
 
     @property
-    def device(self) -> torch.device | None:
-        """The device of the tensors, None where there are none."""
-        tensors = (self.time_offset, self.batch_offset, self.length)
-        return next((tensor.device for tensor in tensors if tensor is not None), None)
+    def is_full(self) -> bool:
+        """Whether this is a dense layout in which every sequence has T steps."""
+        return self.time_offset is None and self.batch_offset is None and self.length is None
+
+    @property
+    def is_batch_first(self) -> bool:
+        """Whether this is the (B, T, ..) layout."""
+        return self.time_stride == 1 and self.batch_stride == self.T
 
     def row(self, t: Tensor, b: Tensor) -> Tensor:
         """The row of step ``t`` of sequence ``b``; int64 tensors that broadcast. Out of range where ``t`` is."""
@@ -88,7 +92,7 @@ class Rows:
         elif self.batch_offset is not None:
             b = torch.searchsorted(self.batch_offset, row, right=True) - 1
             t = row - self.batch_offset[b]
-        elif self.time_stride == 1 and self.batch_stride == self.T:
+        elif self.is_batch_first:
             t, b = row % self.T, row // self.T
         else:
             t, b = row // self.B, row % self.B

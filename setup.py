@@ -1,0 +1,234 @@
+"""Build of the compiled backends.
+
+Everything declarative is in pyproject.toml. This file compiles ``csrc`` without torch: the extensions take raw
+pointers, so one build serves every torch version and ``pip install`` needs neither ``--no-build-isolation`` nor torch
+in the build environment. A backend that cannot be built never fails the install: the reason, in words, goes to
+``xlstm_fused/_build.json`` and from there into the table of ``xlstm_fused.backends()``.
+
+Environment: CXX, CXXFLAGS and LDFLAGS are respected (the latter two are appended).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+PACKAGE = "xlstm_fused"
+CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra")
+OPENMP = ("-fopenmp",)
+# The sources compiled once for each instruction set, and the flags of each set; the others are compiled once, for any
+# processor. Which set runs is decided when the library is loaded.
+PER_ISA = ("csrc/cpu/kernels.cpp",)
+ISA_FLAGS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+}
+
+
+class Unavailable(Exception):
+    """An extension cannot be built; the message says why, for users."""
+
+
+class Unit(NamedTuple):
+    """One compilation: ``source`` (relative to the project) to ``object`` (relative to the build folder)."""
+
+    source: str
+    object: str
+    flags: tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    """What makes one extension: its compilations and the flags of the link."""
+
+    compiler: tuple[str, ...]
+    units: list[Unit]
+    link_flags: tuple[str, ...]
+
+
+def cpu_plan() -> Plan:
+    """The extension ``_cpu``: csrc/cpu, threaded by OpenMP where the compiler has it."""
+    compiler = find_compiler()
+    openmp = OPENMP if accepts(compiler, OPENMP) else ()
+    common = (*CXX_FLAGS, *openmp, "-Icsrc", "-isystem", str(pybind11_include()),
+              "-isystem", sysconfig.get_path("include"),
+              *shlex.split(os.environ.get("CXXFLAGS", "")))
+    isas = [isa for isa, flags in ISA_FLAGS.items() if not flags or is_x86_64(compiler) and accepts(compiler, flags)]
+    have = tuple(f"-DXLSTM_FUSED_HAVE_{isa.upper()}=1" for isa in isas)
+    units = []
+    for source in sorted(Path("csrc/cpu").glob("*.cpp")):
+        if source.as_posix() in PER_ISA:
+            units += [Unit(source.as_posix(), f"cpu/{source.stem}-{isa}.o",
+                           (*common, *ISA_FLAGS[isa], f"-DXLSTM_FUSED_ISA={isa}")) for isa in isas]
+        else:
+            units.append(Unit(source.as_posix(), f"cpu/{source.stem}.o", (*common, *have)))
+    if not units:
+        raise Unavailable("csrc/cpu has no sources")
+    return Plan(compiler, units, (*openmp, *shlex.split(os.environ.get("LDFLAGS", ""))))
+
+
+# Extension name -> its plan; a further backend is one line here.
+PLANS = {"cpu": cpu_plan}
+
+
+def find_compiler() -> tuple[str, ...]:
+    """The C++ compiler's command: $CXX, else the first of the usual names on PATH."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    if chosen and shutil.which(chosen[0]) is None:
+        raise Unavailable(f"the C++ compiler that CXX names, {chosen[0]}, is not there")
+    command = chosen or [name for name in ("c++", "g++", "clang++") if shutil.which(name)][:1]
+    if not command:
+        raise Unavailable("no C++ compiler (c++, g++ or clang++) was found when the package was installed")
+    return tuple(command)
+
+
+def accepts(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
+    """Whether the compiler builds and links a small shared library with ``flags``."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("int probe() { return 0; }\n")
+        command = [*compiler, *flags, *shared_flags(), str(source), "-o", str(Path(folder, "probe.so"))]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def is_x86_64(compiler: tuple[str, ...]) -> bool:
+    """Whether the compiler builds for x86-64, which is not always the processor that it runs on."""
+    target = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True).stdout
+    return target.startswith(("x86_64", "amd64"))
+
+
+def shared_flags() -> tuple[str, ...]:
+    darwin = sys.platform == "darwin"
+    return ("-fPIC", "-bundle", "-undefined", "dynamic_lookup") if darwin else ("-fPIC", "-shared")
+
+
+def build_folder() -> Path:
+    """Where objects are kept between builds; one folder for each platform and Python."""
+    return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+
+
+def pybind11_include() -> Path:
+    """A copy of pybind11's headers in the build folder.
+
+    An isolated build sees pybind11 in another temporary folder every time, with new file times: compiling against
+    that would compile everything again.
+    """
+    import pybind11
+
+    copy = build_folder() / f"pybind11-{pybind11.__version__}"
+    if not copy.exists():
+        shutil.copytree(pybind11.get_include(), copy.with_suffix(".part"), dirs_exist_ok=True)
+        copy.with_suffix(".part").rename(copy)
+    return copy
+
+
+def find_ninja() -> str:
+    """Path of ninja: on PATH, or that of the ninja package."""
+    found = shutil.which("ninja")
+    if found:
+        return found
+    try:
+        import ninja
+    except ImportError:
+        raise Unavailable("ninja was not found when the package was installed") from None
+    return str(Path(ninja.BIN_DIR, "ninja"))
+
+
+def ninja_text(plan: Plan, library: Path) -> str:
+    """The ninja file that builds ``library`` by ``plan``, its paths relative to the project."""
+    folder = build_folder()
+    compiler = escape(shlex.join(plan.compiler))
+    link = escape(shlex.join((*shared_flags(), *plan.link_flags)))
+    lines = [
+        f"builddir = {escape_path(folder)}",
+        "rule compile",
+        f"  command = {compiler} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler} $in -o $out {link}",
+    ]
+    objects = []
+    for unit in plan.units:
+        objects.append(escape_path(folder / unit.object))
+        lines += [f"build {objects[-1]}: compile {escape_path(unit.source)}", f"  flags = {escape(shlex.join(unit.flags))}"]
+    lines.append(f"build {escape_path(library)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+def escape_path(path: str | Path) -> str:
+    return escape(Path(path).as_posix()).replace(" ", "$ ").replace(":", "$:")
+
+
+def run_ninja(name: str, plan: Plan, library: Path) -> None:
+    """Build ``library``; what ninja and the compiler say is shown, and kept in the build folder."""
+    folder = build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.ninja"
+    file.write_text(ninja_text(plan, library))
+    done = subprocess.run([find_ninja(), "-f", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, flush=True)
+    (folder / f"{name}.log").write_text(done.stdout)
+    if done.returncode:
+        errors = [line.strip() for line in done.stdout.splitlines() if "error" in line.lower()]
+        first = errors[0] if errors else f"ninja exited with status {done.returncode}"
+        raise Unavailable(f"it did not compile when the package was installed: {first}")
+
+
+def backend_name(ext: Extension) -> str:
+    """``cpu`` for the extension ``xlstm_fused._cpu``."""
+    return ext.name.rpartition("._")[2]
+
+
+class NinjaBuildExt(build_ext):
+    """build_ext by ninja: parallel, only what changed, and never an error for a missing compiler."""
+
+    def run(self) -> None:
+        self.reasons: dict[str, str | None] = {}
+        super().run()
+        for folder in [Path(self.build_lib, PACKAGE)] + ([Path(PACKAGE)] if self.inplace else []):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "_build.json").write_text(json.dumps(self.reasons, indent=2) + "\n")
+            for ext in self.extensions:
+                if self.reasons[backend_name(ext)] is not None:
+                    # A library left by an earlier build would not match the sources.
+                    (folder / Path(self.get_ext_filename(ext.name)).name).unlink(missing_ok=True)
+
+    def build_extension(self, ext: Extension) -> None:
+        name = backend_name(ext)
+        target = Path(self.get_ext_fullpath(ext.name))
+        try:
+            built = build_folder() / target.name
+            run_ninja(name, PLANS[name](), built)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(built, target)
+            self.reasons[name] = None
+        except Unavailable as error:
+            self.reasons[name] = str(error)
+            print(f"WARNING: xlstm_fused is installed without its {name} backend: {error}", file=sys.stderr, flush=True)
+
+    def get_outputs(self) -> list[str]:
+        built = [path for path in super().get_outputs() if os.path.exists(path)]
+        return [*built, str(Path(self.build_lib, PACKAGE, "_build.json"))]
+
+
+# The extensions are optional for setuptools too, so it does not look for a library that was not built.
+setup(
+    ext_modules=[Extension(f"{PACKAGE}._{name}", sources=[], optional=True) for name in PLANS],
+    cmdclass={"build_ext": NinjaBuildExt},
+)
