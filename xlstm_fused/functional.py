@@ -8,7 +8,7 @@ from . import checks, ops
 from .cells import CELLS
 from .layout import Layout
 from .states import States
-from .trace import LayerTrace, layer_trace
+from .trace import layer_trace
 
 
 def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm", num_heads: int = 1,
