@@ -1,5 +1,11 @@
+import os
+
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: more threads would only wait for each other. Tests of threading set their own count.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

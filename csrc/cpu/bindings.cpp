@@ -1,0 +1,159 @@
+// The module xlstm_fused._cpu. Arrays come as addresses, 0 for none; xlstm_fused/backends/cpu.py has checked them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "cpu/recurrence.h"
+
+namespace py = pybind11;
+using namespace xlstm_fused;
+using namespace xlstm_fused::cpu;
+
+namespace {
+
+// Reads the fields of a struct of params.h, in its order, from a tuple of integers: sizes, flags, and addresses, 0 for
+// nullptr. One tuple costs a call far less than a named argument for each.
+class Fields {
+ public:
+  Fields(const char* name, const py::tuple& values, size_t count) : values_(values) {
+    if (values.size() == count) return;
+    throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(count) + " fields, got " +
+                                std::to_string(values.size()));
+  }
+
+  // A size, a stride, or a flag.
+  int64_t number() { return values_[next_++].cast<int64_t>(); }
+
+  template <class T = void>
+  T* pointer() {
+    return reinterpret_cast<T*>(values_[next_++].cast<uintptr_t>());
+  }
+
+  Problem problem() {
+    Rows rows{number(), number(), number(), number(), number(),
+              pointer<int64_t>(), pointer<int64_t>(), pointer<int64_t>()};
+    return {rows, number(), number(), number(), number() != 0, number() != 0, pointer(), pointer(), pointer(),
+            pointer<uint8_t>(), pointer(), pointer(), pointer()};
+  }
+
+ private:
+  const py::tuple& values_;
+  size_t next_ = 0;
+};
+
+constexpr size_t kProblemFields = 20, kForwardFields = 6, kBackwardFields = 13;
+
+const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype) {
+  return kernel_table(isa).kernels[cell_index(cell)][dtype_index(dtype)];
+}
+
+void require_not_negative(const char* name, int64_t value) {
+  if (value < 0) throw std::invalid_argument(std::string(name) + ": expected at least 0, got " + std::to_string(value));
+}
+
+// (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
+using PlanArgument = std::optional<std::tuple<int64_t, int64_t, int64_t>>;
+
+Plan choose_plan(const Problem& p, const Kernel& kernel, int threads, const PlanArgument& forced) {
+  const Shape shape = shape_of(p, kernel);
+  if (!forced) return make_plan(shape, threads);
+  const auto [all, team, tiles] = *forced;
+  if (shape.B > 0 && !is_valid(shape, {all, team, tiles})) {
+    throw std::invalid_argument("plan: impossible for these sizes");
+  }
+  return {all, team, tiles};
+}
+
+void check(const Problem& p, int threads) {
+  const Rows& rows = p.rows;
+  require_not_negative("T", rows.T);
+  require_not_negative("B", rows.B);
+  require_not_negative("P", rows.P);
+  require_not_negative("time_stride", rows.time_stride);
+  require_not_negative("batch_stride", rows.batch_stride);
+  require_not_negative("N", p.N);
+  require_not_negative("D", p.D);
+  if (p.K < 1 || p.K > 2) throw std::invalid_argument("K: expected 1 or 2, got " + std::to_string(p.K));
+  if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
+}
+
+void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
+             const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
+  const Kernel& kernel = find_kernel(isa, cell, dtype);
+  Fields rest("arrays", arrays, kForwardFields);
+  const ForwardParams p{Fields("problem", problem, kProblemFields).problem(), rest.pointer(), rest.pointer(),
+                        rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer()};
+  check(p, threads);
+  const Plan plan = choose_plan(p, kernel, threads, forced);
+  py::gil_scoped_release release;
+  recurrence_fwd(p, kernel, plan);
+}
+
+void backward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
+              const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
+  const Kernel& kernel = find_kernel(isa, cell, dtype);
+  Fields rest("arrays", arrays, kBackwardFields);
+  const BackwardParams p{Fields("problem", problem, kProblemFields).problem(), rest.pointer(), rest.pointer(),
+                         rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(),
+                         rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(),
+                         rest.pointer()};
+  check(p, threads);
+  const Plan plan = choose_plan(p, kernel, threads, forced);
+  py::gil_scoped_release release;
+  recurrence_bwd(p, kernel, plan);
+}
+
+py::list runnable_isas() {
+  py::list names;
+  for (const Isa& isa : isas()) {
+    if (isa.refusal.empty()) names.append(isa.name);
+  }
+  return names;
+}
+
+py::dict missing_isas() {
+  py::dict reasons;
+  for (const Isa& isa : isas()) {
+    if (!isa.refusal.empty()) reasons[isa.name] = isa.refusal;
+  }
+  return reasons;
+}
+
+py::dict plan(const std::string& cell, const std::string& dtype, const std::string& isa, int threads, int64_t heads,
+              int64_t B, int64_t T, int64_t D) {
+  const Kernel& kernel = find_kernel(isa, cell, dtype);
+  if (heads < 1 || B < 1 || T < 0 || D < 1 || threads < 1) {
+    throw std::invalid_argument("plan: expected positive sizes");
+  }
+  const Plan plan = make_plan({heads, B, T, D, kernel.gates, kernel.lanes, kernel.element_size}, threads);
+  py::dict result;
+  result["threads"] = plan.threads;
+  result["team"] = plan.team;
+  result["tiles"] = plan.tiles;
+  result["lanes"] = kernel.lanes;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "Fused recurrences on the CPU. Arrays are passed as addresses, 0 for none.";
+#define ARGUMENTS \
+  py::arg("cell"), py::arg("dtype"), py::arg("isa"), py::arg("threads"), py::arg("plan"), py::arg("problem"), \
+      py::arg("arrays")
+  module.def("forward", &forward, ARGUMENTS,
+             "One recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h.");
+  module.def("backward", &backward, ARGUMENTS,
+             "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams.");
+#undef ARGUMENTS
+  module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");
+  module.def("missing_isas", &missing_isas, "The other instruction sets -> why their kernels do not run here.");
+  module.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("isa"), py::arg("threads"),
+             py::arg("heads"), py::arg("B"), py::arg("T"), py::arg("D"),
+             "How a recurrence is split: threads used, threads per team, tiles of the batch, lanes of a vector.");
+}

@@ -1,0 +1,83 @@
+#include "cpu/dispatch.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace xlstm_fused::cpu {
+namespace {
+
+// Empty, or what the processor or the operating system lacks.
+std::string lacks(Feature feature) {
+  if (feature == kAny) return "";
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __get_cpuid(1, &a, &b, &c, &d);
+  // Compilers differ in whether __builtin_cpu_supports knows f16c.
+  const bool f16c = c & bit_F16C;
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c)) {
+    return "this processor or its operating system lacks avx2, fma or f16c";
+  }
+  if (feature == kAvx512 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
+    return "this processor or its operating system lacks avx512f, bw, dq or vl";
+  }
+  return "";
+#else
+  return "this processor is not an x86-64";
+#endif
+}
+
+[[maybe_unused]] Isa missing(const char* name) { return {name, "this build has no code for it", nullptr}; }
+
+Isa present(const char* name, const KernelTable& table) { return {name, lacks(table.needs), &table}; }
+
+}  // namespace
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> all = {
+#if defined(XLSTM_FUSED_HAVE_AVX512)
+      present("avx512", avx512::kernels),
+#else
+      missing("avx512"),
+#endif
+#if defined(XLSTM_FUSED_HAVE_AVX2)
+      present("avx2", avx2::kernels),
+#else
+      missing("avx2"),
+#endif
+      present("portable", portable::kernels),
+  };
+  return all;
+}
+
+const KernelTable& kernel_table(const std::string& name) {
+  for (const Isa& isa : isas()) {
+    if (name == isa.name && !isa.refusal.empty()) throw std::invalid_argument("isa \"" + name + "\": " + isa.refusal);
+    if (isa.refusal.empty() && (name.empty() || name == isa.name)) return *isa.table;
+  }
+  throw std::invalid_argument("isa: expected \"\", \"avx512\", \"avx2\" or \"portable\", got \"" + name + "\"");
+}
+
+int cell_index(const std::string& name) {
+  int index = 0;
+#define XLSTM_FUSED_MATCH(cell, Cell) \
+  if (name == #cell) return index;    \
+  ++index;
+  XLSTM_FUSED_CELLS(XLSTM_FUSED_MATCH)
+#undef XLSTM_FUSED_MATCH
+  throw std::invalid_argument("cell: unknown name \"" + name + "\"");
+}
+
+int dtype_index(const std::string& name) {
+  constexpr const char* names[kDtypes] = {"float32", "float64", "bfloat16", "float16"};
+  for (int index = 0; index < kDtypes; ++index) {
+    if (name == names[index]) return index;
+  }
+  throw std::invalid_argument("dtype: unknown name \"" + name + "\"");
+}
+
+}  // namespace xlstm_fused::cpu

@@ -1,0 +1,128 @@
+// The forward pass of one job.
+#pragma once
+
+#include "cpu/product.h"
+#include "cpu/step.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// Buffers, R = rows of the job: shared is exchange[2][R][stride] and carry[S][R][units]; own is sums[R][G][W] and
+// cursors[R]. exchange holds h as the next step's product takes it: masked, and replaced where the next row resets, so
+// that the threads of a team meet once per step. carry[0] is used only by cells that read h.
+template <class Cell, class Storage, bool kSave>
+class Forward : Pass<Cell, Storage, ForwardParams> {
+  using Base = Pass<Cell, Storage, ForwardParams>;
+  using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
+      Base::sums_, Base::lanes, Base::panel, Base::in;
+  using typename Base::E, typename Base::V;
+
+ public:
+  // One row in the current step.
+  struct Cursor {
+    const Storage* wx;  // (G, gate_stride)
+    Storage* pre;       // (G, gate_stride)
+    Storage* output;
+    E* states;            // (S - 1, row_plane)
+    const Storage* mask;  // may be nullptr
+    int64_t b;
+    bool last, cut;
+    Source<Storage> replacement;  // of the state before the next step, if cut
+  };
+
+  Forward(const ForwardParams& p, const Job& job)
+      : Base(p, job, p.D), cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)) {}
+
+  void run() {
+    for (int64_t i = 0; i < job_.count; ++i) start(i);
+    int64_t active = job_.count;
+    for (int64_t step = 0;; ++step) {
+      while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
+      if (active == 0) break;
+      if (job_.barrier) job_.barrier->wait();
+      for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
+      const E* h = exchange_ + step % 2 * size_.exchange;
+      E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
+      for (int64_t v = job_.begin; v < job_.end; ++v) {
+        multiply<G>(panel(v), p_.D, h, size_.stride, active, sums_);
+        for (int64_t i = 0; i < active; ++i) advance(i, v * W, next_h);
+      }
+    }
+  }
+
+ private:
+  // The state before the first step; where there is no step, it is the final one.
+  void start(int64_t i) {
+    const int64_t b = job_.sequences[i];
+    const Walk walk = place_.walk(b);
+    const int64_t cut = walk.length ? walk.cut(0) : -1;
+    const Source<Storage> source = cut >= 0 ? place_.replacement(b, cut) : place_.initial(b);
+    const Storage* mask = at(static_cast<const Storage*>(p_.h_mask), place_.sequence_state(b));
+    for (int64_t u = job_.begin * W; u < job_.end * W; u += W) {
+      V s[S];
+      load_state(source, u, lanes(u), s);
+      if (walk.length) keep(i, u, s, mask, exchange_);
+      else finish(b, u, s);
+    }
+  }
+
+  Cursor cursor(int64_t i, int64_t step) const {
+    const int64_t b = job_.sequences[i];
+    const Walk walk = place_.walk(b);
+    const int64_t row = walk.row(step), gates = place_.gates(row), state = place_.row_state(row);
+    const bool last = step + 1 == walk.length;
+    const int64_t cut = last ? -1 : walk.cut(step + 1);
+    return {static_cast<const Storage*>(p_.wx) + gates,
+            at(static_cast<Storage*>(p_.pre), gates),
+            static_cast<Storage*>(p_.output) + state,
+            at(static_cast<E*>(p_.states), state),
+            at(static_cast<const Storage*>(p_.h_mask), place_.sequence_state(b)),
+            b, last, cut >= 0, cut >= 0 ? place_.replacement(b, cut) : Source<Storage>{}};
+  }
+
+  // Row i's units from u: the cell, on what the product left in sums.
+  XF_HD void advance(int64_t i, int64_t u, E* next_h) {
+    const Cursor& row = cursors_[i];
+    const int n = lanes(u);
+    V pre[G], s[S], next[S];
+    for (int g = 0; g < G; ++g) {
+      const int64_t index = g * place_.gate_stride() + u;
+      pre[g] = V::load(sums_ + (i * G + g) * W) + load(row.wx + index, n);
+      if constexpr (kSave) store(row.pre + index, pre[g], n);
+    }
+    for (int j = Cell::kReadsH ? 0 : 1; j < S; ++j) s[j] = V::load(in(carry_, i, u) + j * size_.plane);
+    if constexpr (!Cell::kReadsH) s[0] = V(0);
+    Cell::forward(pre, s, next);
+    next[0] = rounded<Storage>(next[0]);
+    store(row.output + u, next[0], n);
+    if constexpr (kSave) store_others<E>(row.states + u, place_.row_plane(), n, next);
+    if (row.last) return finish(row.b, u, next);
+    if (row.cut) load_state(row.replacement, u, n, next);
+    keep(i, u, next, row.mask, next_h);
+  }
+
+  // The state for the next step.
+  XF_HD void keep(int64_t i, int64_t u, const V (&s)[S], const Storage* mask, E* next_h) {
+    for (int j = Cell::kReadsH ? 0 : 1; j < S; ++j) s[j].store(in(carry_, i, u) + j * size_.plane);
+    const V h = mask ? s[0] * load(mask + u, lanes(u)) : s[0];
+    h.store(next_h + i * size_.stride + u);
+  }
+
+  // The final state.
+  void finish(int64_t b, int64_t u, const V (&s)[S]) {
+    const int64_t index = place_.sequence_state(b) + u;
+    store(static_cast<Storage*>(p_.h_n) + index, s[0], lanes(u));
+    store_others<E>(static_cast<E*>(p_.s_n) + index, place_.sequence_plane(), lanes(u), s);
+  }
+
+  Cursor* const cursors_;
+};
+
+template <class Cell, class Storage>
+void recurrence_fwd(const ForwardParams& p, const Job& job) {
+  if (p.pre) Forward<Cell, Storage, true>(p, job).run();
+  else Forward<Cell, Storage, false>(p, job).run();
+}
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

@@ -1,0 +1,80 @@
+// What the driver calls: one table of functions per ISA, filled by kernels.cpp, which is compiled once for each.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cells/cells.h"
+#include "cpu/barrier.h"
+#include "params.h"
+
+namespace xlstm_fused::cpu {
+
+// One thread's part of one job: the whole walk of some sequences through one head of one direction.
+struct Job {
+  int64_t k, n;              // direction, head
+  const int64_t* sequences;  // (count,) their indices, by descending length
+  int64_t count;
+  int64_t begin, end;  // this thread's units, counted in vectors
+  Barrier* barrier;    // of the threads that share the job; nullptr where there is one
+  const void* panels;  // the head's matrix as packed
+  void* shared;        // (shared_elements,) of the threads that share the job
+  void* own;           // (own_bytes,) of this thread
+};
+
+// Elements from one row to the next in the buffers that products read: an odd number of cache lines, so that rows do
+// not compete for the same cache sets.
+XF_HD int64_t row_stride(int64_t columns, int64_t element_size) {
+  const int64_t line = 64 / element_size;
+  return ((columns + line - 1) / line | 1) * line;
+}
+
+XF_HD int64_t vectors(int64_t D, int64_t lanes) { return (D + lanes - 1) / lanes; }
+
+// Vectors of units are taken this many at a time in the backward product; the last group of a thread may be smaller.
+constexpr int kGroup = 4;
+
+// What a pass of one kind needs, in elements of the compute type: `exchange` twice, then `planes` arrays of the states.
+struct Buffers {
+  int64_t stride;    // of exchange (rows, stride)
+  int64_t exchange;  // elements
+  int64_t plane;     // elements of (rows, units rounded up to vectors)
+};
+
+XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, int64_t element_size) {
+  const int64_t stride = row_stride(columns, element_size);
+  return {stride, rows * stride, rows * vectors(D, lanes) * lanes};
+}
+
+struct Kernel {
+  int64_t lanes, element_size, gates, states;
+  size_t cursor_bytes;  // per row, the larger of forward's and backward's
+  void (*pack_fwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  void (*pack_bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  void (*forward)(const ForwardParams&, const Job&);
+  void (*backward)(const BackwardParams&, const Job&);
+};
+
+enum Feature { kAny, kAvx2, kAvx512 };
+enum Dtype { kFloat32, kFloat64, kBFloat16, kFloat16, kDtypes };
+
+#define XLSTM_FUSED_COUNT(name, Cell) +1
+constexpr int kCells = 0 XLSTM_FUSED_CELLS(XLSTM_FUSED_COUNT);
+#undef XLSTM_FUSED_COUNT
+
+struct KernelTable {
+  Feature needs;
+  Kernel kernels[kCells][kDtypes];
+};
+
+namespace portable {
+extern const KernelTable kernels;
+}
+namespace avx2 {
+extern const KernelTable kernels;
+}
+namespace avx512 {
+extern const KernelTable kernels;
+}
+
+}  // namespace xlstm_fused::cpu

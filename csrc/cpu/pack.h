@@ -1,0 +1,80 @@
+// The recurrent matrix rearranged into the panels that product.h reads.
+#pragma once
+
+#include <utility>
+
+#include "cpu/product.h"
+#include "cpu/storage.h"
+#include "params.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// The matrix of gate g, direction k and head n: (D_out, D_in).
+template <class Storage, int G>
+XF_HD const Storage* matrix(const Problem& p, int64_t k, int64_t g, int64_t n) {
+  return static_cast<const Storage*>(p.weight_hh) + ((k * G + g) * p.N + n) * p.D * p.D;
+}
+
+// x[i][j] <-> x[j][i], by W-fold perfect shuffles of rows i and i + W / 2.
+template <class E, int W, int... Lane>
+XF_HD void transpose(Vec<E, W> (&x)[W], std::integer_sequence<int, Lane...>) {
+  Vec<E, W> y[W];
+  for (int stage = 1; stage < W; stage *= 2) {
+    for (int i = 0; i < W / 2; ++i) {
+      y[2 * i].raw = __builtin_shufflevector(x[i].raw, x[i + W / 2].raw, (Lane % 2 * W + Lane / 2)...);
+      y[2 * i + 1].raw = __builtin_shufflevector(x[i].raw, x[i + W / 2].raw, (Lane % 2 * W + Lane / 2 + W / 2)...);
+    }
+    for (int i = 0; i < W; ++i) x[i] = y[i];
+  }
+}
+
+// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] whose outputs are one vector of every gate.
+template <class Storage, int G>
+void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  using E = Compute<Storage>;
+  constexpr int W = kLanes<E>;
+  const int64_t D = p.D;
+  for (int64_t v = begin; v < end; ++v) {
+    E* panel = static_cast<E*>(panels) + v * D * G * W;
+    for (int g = 0; g < G; ++g) {
+      const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W * D;
+      for (int64_t in = 0; in < D; in += W) {
+        const int columns = int(D - in < W ? D - in : W);
+        VecOf<Storage> x[W];
+        for (int i = 0; i < W; ++i) {
+          x[i] = v * W + i < D ? load(source + i * D + in, columns) : VecOf<Storage>(0);
+        }
+        transpose(x, std::make_integer_sequence<int, W>());
+        for (int i = 0; i < columns; ++i) x[i].store(panel + ((in + i) * G + g) * W);
+      }
+    }
+  }
+}
+
+XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }
+
+// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] whose outputs are the inputs of the matrix.
+template <class Storage, int G>
+void pack_bwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  using E = Compute<Storage>;
+  constexpr int W = kLanes<E>;
+  const int64_t D = p.D;
+  for (int64_t v = begin; v < end; v += kGroup) {
+    const int64_t group = group_size(v, end);
+    E* panel = static_cast<E*>(panels) + v * D * G * W;
+    for (int g = 0; g < G; ++g) {
+      const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
+      for (int64_t out = 0; out < D; ++out) {
+        for (int64_t i = 0; i < group; ++i) {
+          const int64_t left = D - (v + i) * W;
+          load(source + out * D + i * W, int(left < W ? left : W)).store(panel);
+          panel += W;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

@@ -1,0 +1,82 @@
+// Rows of numbers times a panel of the recurrent matrix: the matrix product inside each step.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// A panel is [k][NP][W]: for each k, NP vectors of consecutive outputs. Products are summed over ascending k, one fused
+// step each, whatever the tile: so neither the number of rows nor the split of the work among threads changes a result.
+
+constexpr bool kManyRegisters = XLSTM_FUSED_VECTOR_BYTES == 64;
+
+// Bytes of panel that are applied to all rows before the next ones, so that they are read from the first-level cache.
+constexpr int64_t kChunkBytes = 16384;
+
+// c[MB][NP][W] (+)= a[MB][K] panel[K][NP][W] for the first NV vectors of the panel.
+template <int MB, int NV, int NP, class E>
+void tile(const E* __restrict panel, int64_t K, const E* __restrict a, int64_t lda, E* __restrict c, bool first) {
+  constexpr int W = kLanes<E>;
+  using V = Vec<E, W>;
+  V acc[MB][NV];
+  for (int i = 0; i < MB; ++i) {
+    for (int v = 0; v < NV; ++v) acc[i][v] = first ? V(0) : V::load(c + (i * NP + v) * W);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    V x[MB];
+    for (int i = 0; i < MB; ++i) x[i] = V(a[i * lda + k]);
+    for (int v = 0; v < NV; ++v) {
+      const V r = V::load(panel + (k * NP + v) * W);
+      for (int i = 0; i < MB; ++i) acc[i][v] = fma(x[i], r, acc[i][v]);
+    }
+  }
+  for (int i = 0; i < MB; ++i) {
+    for (int v = 0; v < NV; ++v) acc[i][v].store(c + (i * NP + v) * W);
+  }
+}
+
+template <int NV, int NP, class E>
+void rows_tile(int64_t rows, const E* panel, int64_t K, const E* a, int64_t lda, E* c, bool first) {
+  switch (rows) {
+    case 1: return tile<1, NV, NP>(panel, K, a, lda, c, first);
+    case 2: return tile<2, NV, NP>(panel, K, a, lda, c, first);
+    case 3: return tile<3, NV, NP>(panel, K, a, lda, c, first);
+    case 4: if constexpr (kManyRegisters || NV < 4) return tile<4, NV, NP>(panel, K, a, lda, c, first); break;
+    case 5: if constexpr (kManyRegisters || NV < 3) return tile<5, NV, NP>(panel, K, a, lda, c, first); break;
+    case 6: if constexpr (kManyRegisters || NV < 3) return tile<6, NV, NP>(panel, K, a, lda, c, first); break;
+  }
+}
+
+// The most rows of a tile of NV vectors: the sums must stay in registers.
+constexpr int64_t max_rows(int NV) { return kManyRegisters || NV < 3 ? 6 : NV == 3 ? 4 : 3; }
+
+// c[rows][NP][W] = a[rows][K] panel[K][NP][W]
+template <int NP, class E>
+void multiply(const E* panel, int64_t K, const E* a, int64_t lda, int64_t rows, E* c) {
+  constexpr int W = kLanes<E>;
+  // Where registers are few, many rows by half a panel load less than few rows by all of it.
+  const bool halves = NP == 4 && !kManyRegisters && rows > max_rows(NP);
+  const int64_t most = halves ? 6 : max_rows(NP);
+  const int64_t blocks = (rows + most - 1) / most;
+  const int64_t chunk = blocks == 1 ? K : kChunkBytes / int64_t(NP * W * sizeof(E));
+  for (int64_t k = 0; k < K; k += chunk) {
+    const int64_t count = K - k < chunk ? K - k : chunk;
+    const E* part = panel + k * NP * W;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = rows * block / blocks, size = rows * (block + 1) / blocks - row;
+      const E* x = a + row * lda + k;
+      E* sums = c + row * NP * W;
+      if (halves) {
+        constexpr int half = NP == 4 ? 2 : NP;
+        rows_tile<half, NP>(size, part, count, x, lda, sums, k == 0);
+        rows_tile<half, NP>(size, part + half * W, count, x, lda, sums + half * W, k == 0);
+      } else {
+        rows_tile<NP, NP>(size, part, count, x, lda, sums, k == 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

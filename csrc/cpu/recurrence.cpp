@@ -1,0 +1,198 @@
+#include "cpu/recurrence.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace xlstm_fused::cpu {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+// The vectors of units [begin, end) of member `index` of a team.
+struct Range {
+  int64_t begin, end;
+};
+
+Range member_range(int64_t vectors, int64_t team, int64_t index) {
+  return {vectors * index / team, vectors * (index + 1) / team};
+}
+
+// The sequences of each tile, tile by tile, each by descending length. Sorted sequences are dealt out one by one where
+// lengths differ, so that tiles take equally long.
+std::vector<int64_t> tile_sequences(const Rows& rows, int64_t tiles) {
+  std::vector<int64_t> sorted(rows.B);
+  std::iota(sorted.begin(), sorted.end(), int64_t(0));
+  if (!rows.length) return sorted;
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [&](int64_t a, int64_t b) { return sequence_length(rows, a) > sequence_length(rows, b); });
+  std::vector<int64_t> dealt;
+  dealt.reserve(rows.B);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t i = tile; i < rows.B; i += tiles) dealt.push_back(sorted[i]);
+  }
+  return dealt;
+}
+
+// What the passes differ in, for the driver.
+struct Pass {
+  void (*pack)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);
+  int64_t columns;  // of the rows that meet the packed matrix
+  int64_t planes;   // arrays of the states' size
+};
+
+// One call. run() is executed by every thread of the plan.
+template <class Params>
+class Call {
+ public:
+  Call(const Params& params, const Kernel& kernel, const Pass& pass, void (*body)(const Params&, const Job&))
+      : p_(params), kernel_(kernel), pass_(pass), body_(body) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() { std::free(memory_); }
+
+  // One allocation: packed matrix, barriers, buffers of the teams, buffers of the threads.
+  void prepare(const Plan& plan) {
+    plan_ = plan;
+    const int64_t heads = p_.K * p_.N, tile_rows = divide_up(p_.rows.B, plan.tiles);
+    const int64_t element = kernel_.element_size;
+    const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
+    vectors_ = vectors(p_.D, kernel_.lanes);
+    panel_bytes_ = align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * element);
+    shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
+    own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
+                                    int64_t(kernel_.cursor_bytes)));
+    sequences_ = tile_sequences(p_.rows, plan.tiles);
+    const int64_t barriers = align(int64_t(sizeof(Barrier)) * plan.teams());
+    const int64_t bytes = heads * panel_bytes_ + barriers + plan.teams() * shared_bytes_ + plan.threads * own_bytes_;
+    memory_ = std::aligned_alloc(kLine, size_t(std::max(bytes, kLine)));
+    if (!memory_) throw std::bad_alloc();
+    panels_ = static_cast<char*>(memory_);
+    barriers_ = reinterpret_cast<Barrier*>(panels_ + heads * panel_bytes_);
+    shared_ = panels_ + heads * panel_bytes_ + barriers;
+    own_ = shared_ + plan.teams() * shared_bytes_;
+    for (int64_t team = 0; team < plan.teams(); ++team) (new (barriers_ + team) Barrier)->set_size(uint32_t(plan.team));
+  }
+
+  // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
+  void pack(int64_t thread) {
+    int64_t turn = 0;
+    for (int64_t head = 0; head < p_.K * p_.N; ++head) {
+      for (int64_t member = 0; member < plan_.team; ++member) {
+        const Range range = member_range(vectors_, plan_.team, member);
+        for (int64_t v = range.begin; v < range.end; v += kGroup, ++turn) {
+          if (turn % plan_.threads != thread) continue;
+          const int64_t end = std::min(range.end, v + kGroup);
+          pass_.pack(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+        }
+      }
+    }
+  }
+
+  void run(int64_t thread) {
+    const int64_t jobs = p_.K * p_.N * plan_.tiles;
+    if (plan_.team == 1) {
+      // Jobs may differ in length: whoever is free takes the next.
+      for (int64_t j; (j = __atomic_fetch_add(&next_job_, 1, __ATOMIC_RELAXED)) < jobs;) run_job(j, thread);
+      return;
+    }
+    for (int64_t j = thread / plan_.team; j < jobs; j += plan_.teams()) {
+      run_job(j, thread);
+      // The next job uses the same buffers.
+      barriers_[thread / plan_.team].wait();
+    }
+  }
+
+ private:
+  void run_job(int64_t j, int64_t thread) {
+    const int64_t head = j / plan_.tiles, tile = j % plan_.tiles, team = thread / plan_.team, B = p_.rows.B;
+    // The first B % tiles tiles have one sequence more, as dealing them out leaves it.
+    const int64_t few = B / plan_.tiles, more = B % plan_.tiles;
+    const int64_t first = tile * few + std::min(tile, more);
+    const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
+    body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
+                  plan_.team > 1 ? barriers_ + team : nullptr, panels_ + head * panel_bytes_,
+                  shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
+  }
+
+  const Params& p_;
+  const Kernel& kernel_;
+  const Pass pass_;
+  void (*const body_)(const Params&, const Job&);
+  Plan plan_{1, 1, 1};
+  std::vector<int64_t> sequences_;
+  int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0;
+  void* memory_ = nullptr;
+  char* panels_ = nullptr;
+  Barrier* barriers_ = nullptr;
+  char* shared_ = nullptr;
+  char* own_ = nullptr;
+};
+
+template <class Params>
+void execute(Call<Params>& call, [[maybe_unused]] const Shape& shape, Plan plan) {
+#if defined(_OPENMP)
+  if (plan.threads > 1) {
+    bool failed = false;
+#pragma omp parallel num_threads(int(plan.threads))
+    {
+#pragma omp single
+      {
+        // The runtime may give fewer threads than asked for.
+        const int64_t given = omp_get_num_threads();
+        if (given != plan.threads) plan = make_plan(shape, given);
+        try {
+          call.prepare(plan);
+        } catch (const std::bad_alloc&) {
+          failed = true;  // an exception must not leave the region
+        }
+      }
+      const int64_t thread = omp_get_thread_num();
+      const bool works = !failed && thread < plan.threads;
+      if (works) call.pack(thread);
+#pragma omp barrier
+      if (works) call.run(thread);
+    }
+    if (failed) throw std::bad_alloc();
+    return;
+  }
+#else
+  if (plan.threads > 1) plan = make_plan(shape, 1);
+#endif
+  call.prepare(plan);
+  call.pack(0);
+  call.run(0);
+}
+
+bool is_empty(const Problem& p) { return p.rows.B == 0 || p.K * p.N * p.D == 0; }
+
+}  // namespace
+
+Shape shape_of(const Problem& p, const Kernel& kernel) {
+  int64_t longest = p.rows.length ? 0 : p.rows.T;
+  for (int64_t b = 0; p.rows.length && b < p.rows.B; ++b) longest = std::max(longest, sequence_length(p.rows, b));
+  return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size};
+}
+
+void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, Plan plan) {
+  if (is_empty(params)) return;
+  Call<ForwardParams> call(params, kernel, {kernel.pack_fwd, params.D, kernel.states}, kernel.forward);
+  execute(call, shape_of(params, kernel), plan);
+}
+
+void recurrence_bwd(const BackwardParams& params, const Kernel& kernel, Plan plan) {
+  if (is_empty(params)) return;
+  Call<BackwardParams> call(params, kernel, {kernel.pack_bwd, kernel.gates * params.D, 2 * kernel.states},
+                            kernel.backward);
+  execute(call, shape_of(params, kernel), plan);
+}
+
+}  // namespace xlstm_fused::cpu

@@ -1,0 +1,108 @@
+// What the steps of both passes read and write: where a head's units lie in memory, and the state before a step.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/storage.h"
+#include "rows.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// A state in memory at unit 0 of a head: h, and the others `plane` elements apart. nullptr stands for zeros.
+template <class Storage>
+struct Source {
+  const Storage* h;
+  const Compute<Storage>* s;
+  int64_t plane;
+};
+
+// p + index, and nullptr for nullptr.
+template <class T>
+XF_HD T* at(T* p, int64_t index) {
+  return p ? p + index : nullptr;
+}
+
+// Indices of unit 0 of head n, direction k, in each of the arrays.
+template <class Storage, int G>
+struct Place {
+  using E = Compute<Storage>;
+  const Problem& p;
+  int64_t k, n;
+
+  XF_HD bool backwards() const { return (k == 1) != p.reverse; }
+  XF_HD Walk walk(int64_t b) const { return Walk::of(p.rows, p.reset, b, backwards()); }
+
+  // (P, K, G, N, D), gate 0; gates are gate_stride() apart.
+  XF_HD int64_t gates(int64_t row) const { return ((row * p.K + k) * G * p.N + n) * p.D; }
+  XF_HD int64_t gate_stride() const { return p.N * p.D; }
+  // (P, K, N, D) and one plane of (S - 1, P, K, N, D).
+  XF_HD int64_t row_state(int64_t row) const { return ((row * p.K + k) * p.N + n) * p.D; }
+  XF_HD int64_t row_plane() const { return p.rows.P * p.K * p.N * p.D; }
+  // (K, B, N, D) and one plane of (S - 1, K, B, N, D).
+  XF_HD int64_t sequence_state(int64_t b) const { return ((k * p.rows.B + b) * p.N + n) * p.D; }
+  XF_HD int64_t sequence_plane() const { return p.K * p.rows.B * p.N * p.D; }
+
+  XF_HD int64_t reset_state(int64_t b, int64_t cut) const {
+    return p.reset_per_row ? row_state(cut) : sequence_state(b);
+  }
+  XF_HD int64_t reset_plane() const { return p.reset_per_row ? row_plane() : sequence_plane(); }
+
+  XF_HD Source<Storage> initial(int64_t b) const {
+    const int64_t index = sequence_state(b);
+    return {at(static_cast<const Storage*>(p.h0), index), at(static_cast<const E*>(p.s0), index), sequence_plane()};
+  }
+
+  // What replaces the state of sequence b where the reset of row `cut` does.
+  XF_HD Source<Storage> replacement(int64_t b, int64_t cut) const {
+    const int64_t index = reset_state(b, cut);
+    return {at(static_cast<const Storage*>(p.reset_h), index), at(static_cast<const E*>(p.reset_s), index),
+            reset_plane()};
+  }
+};
+
+// The n units from u of a state, h first.
+template <class Storage, int S>
+XF_HD void load_state(const Source<Storage>& source, int64_t u, int n, VecOf<Storage> (&s)[S]) {
+  s[0] = load_or_zero(at(source.h, u), n);
+  for (int i = 1; i < S; ++i) s[i] = load_or_zero(at(source.s, (i - 1) * source.plane + u), n);
+}
+
+// Everything but h of a state to p, `plane` elements apart.
+template <class E, int S>
+XF_HD void store_others(E* p, int64_t plane, int n, const VecOf<E> (&s)[S]) {
+  for (int i = 1; i < S; ++i) store(p + (i - 1) * plane, s[i], n);
+}
+
+// One thread's part of a job, in either pass: the arguments, and the buffers of the state.
+template <class Cell, class Storage, class Params>
+class Pass {
+ protected:
+  static constexpr int G = Cell::G, S = Cell::S;
+  using E = Compute<Storage>;
+  using V = VecOf<Storage>;
+  static constexpr int W = kLanes<E>;
+
+  // The rows that meet the packed matrix have `columns` elements.
+  Pass(const Params& p, const Job& job, int64_t columns)
+      : p_(p), job_(job), place_{p, job.k, job.n}, size_(buffers(job.count, columns, p.D, W, sizeof(E))),
+        exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
+        sums_(static_cast<E*>(job.own)) {}
+
+  // The panel of the vectors of units from v.
+  const E* panel(int64_t v) const { return static_cast<const E*>(job_.panels) + v * p_.D * G * W; }
+  // Units of the vector from u that exist.
+  int lanes(int64_t u) const { return int(p_.D - u < W ? p_.D - u : W); }
+  // Row i's units from u in one of the arrays of the state, such as carry_.
+  E* in(E* plane, int64_t i, int64_t u) const { return plane + i * (size_.plane / job_.count) + u; }
+
+  const Params& p_;
+  const Job& job_;
+  const Place<Storage, G> place_;
+  const Buffers size_;
+  E* const exchange_;
+  E* const carry_;
+  E* const sums_;
+};
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

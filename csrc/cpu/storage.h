@@ -1,0 +1,122 @@
+// Loads and stores of vectors from and to the storage types, whole or the first n lanes.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// The type that a layer of storage type Storage computes in, and keeps its states but h in.
+template <class Storage>
+struct ComputeOf {
+  using Type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using Type = double;
+};
+template <class Storage>
+using Compute = typename ComputeOf<Storage>::Type;
+
+template <class Storage>
+using VecOf = Vec<Compute<Storage>, kLanes<Compute<Storage>>>;
+
+template <class E>
+XF_HD VecOf<E> load(const E* p) {
+  return VecOf<E>::load(p);
+}
+
+template <class E>
+XF_HD void store(E* p, VecOf<E> x) {
+  x.store(p);
+}
+
+template <int W>
+struct Words {
+  typedef uint16_t Half __attribute__((vector_size(2 * W)));
+  typedef uint32_t Whole __attribute__((vector_size(4 * W)));
+};
+
+XF_HD VecOf<BFloat16> load(const BFloat16* p) {
+  constexpr int W = kLanes<float>;
+  typename Words<W>::Half half;
+  __builtin_memcpy(&half, p, sizeof half);
+  const auto whole = __builtin_convertvector(half, typename Words<W>::Whole) << 16;
+  VecOf<BFloat16> x;
+  x.raw = (VecOf<BFloat16>::Raw)whole;
+  return x;
+}
+
+XF_HD void store(BFloat16* p, VecOf<BFloat16> x) {
+  constexpr int W = kLanes<float>;
+  const auto bits = (typename Words<W>::Whole)x.raw;
+  // Rounding would carry a NaN of low payload into infinity.
+  const auto rounded = x.raw != x.raw ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto half = __builtin_convertvector(rounded, typename Words<W>::Half);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+
+XF_HD VecOf<Half> load(const Half* p) {
+  VecOf<Half> x;
+#if defined(__F16C__) && XLSTM_FUSED_VECTOR_BYTES == 32
+  x.raw = (VecOf<Half>::Raw)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX512F__) && XLSTM_FUSED_VECTOR_BYTES == 64
+  // Of all lanes, here and below: GCC 12 warns of its own unmasked form.
+  x.raw = (VecOf<Half>::Raw)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) x.raw[lane] = widen(p[lane]);
+#endif
+  return x;
+}
+
+XF_HD void store(Half* p, VecOf<Half> x) {
+#if defined(__F16C__) && XLSTM_FUSED_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)x.raw, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX512F__) && XLSTM_FUSED_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)x.raw, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) narrow(x.raw[lane], p[lane]);
+#endif
+}
+
+// The first n lanes, the rest zero; p may end there.
+template <class Storage>
+XF_HD VecOf<Storage> load(const Storage* p, int n) {
+  constexpr int W = kLanes<Compute<Storage>>;
+  if (__builtin_expect(n == W, 1)) return load(p);
+  Storage lanes[W] = {};
+  for (int lane = 0; lane < W; ++lane) {
+    if (lane < n) lanes[lane] = p[lane];
+  }
+  return load(lanes);
+}
+
+template <class Storage>
+XF_HD void store(Storage* p, VecOf<Storage> x, int n) {
+  constexpr int W = kLanes<Compute<Storage>>;
+  if (__builtin_expect(n == W, 1)) return store(p, x);
+  Storage lanes[W];
+  store(lanes, x);
+  for (int lane = 0; lane < W; ++lane) {
+    if (lane < n) p[lane] = lanes[lane];
+  }
+}
+
+// nullptr stands for zeros.
+template <class Storage>
+XF_HD VecOf<Storage> load_or_zero(const Storage* p, int n) {
+  return p ? load(p, n) : VecOf<Storage>(0);
+}
+
+// What a value becomes when it is stored and loaded again.
+template <class Storage>
+XF_HD VecOf<Storage> rounded(VecOf<Storage> x) {
+  if constexpr (sizeof(Storage) == sizeof(Compute<Storage>)) return x;
+  Storage lanes[kLanes<float>];
+  store(lanes, x);
+  return load(lanes);
+}
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

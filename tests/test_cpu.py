@@ -1,0 +1,153 @@
+"""The CPU kernels against the reference: every instruction set of this processor, dtype, layout and direction."""
+
+import pytest
+import torch
+from problems import LAYOUTS, RESETS, Problem
+from test_reference import through_autograd, through_ops
+from tolerances import assert_as_good_as, assert_close
+
+from xlstm_fused.backends import backends, cpu
+from xlstm_fused.cells import CELLS
+from xlstm_fused.rows import Rows
+
+ISAS = cpu._cpu.isas() if backends()["cpu"].ready else []
+
+
+def through_cpu(tensors, problem):
+    return through_ops(tensors, problem, "cpu")
+
+
+def test_the_cpu_backend_is_built():
+    assert backends()["cpu"].ready, backends()["cpu"].reason
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    cpu.forced_isa = request.param
+    yield
+    cpu.forced_isa = ""
+
+
+@pytest.mark.usefixtures("isa", "poisoned_memory")
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("K, N, D, reverse, masked", ((1, 1, 5, False, False), (1, 2, 33, True, True),
+                                                      (2, 3, 8, False, True), (1, 1, 20, True, False)))
+def test_values_and_gradients(cell, layout, reset, dtype, K, N, D, reverse, masked):
+    problem = Problem.random(cell, layout, K, N, D, reverse, reset, masked, initial=masked, dtype=dtype)
+    expected_values, expected = problem.to(torch.float64).run(through_autograd)
+    values, gradients = problem.run(through_cpu)
+    for name, value in expected_values.items():
+        assert_close(values[name], value, name)
+    for name, gradient in expected.items():
+        assert gradients[name].dtype == problem.tensors[name].dtype
+        # float32 carries c, n and m, whose gradients are compared as such whatever the storage.
+        assert_close(gradients[name], gradient, f"gradient of {name}")
+
+
+@pytest.mark.usefixtures("isa", "poisoned_memory")
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "no sequence"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bit_is_as_good_as_the_reference(cell, layout, dtype):
+    problem = Problem.random(cell, layout, 2, 2, 13, dtype=dtype)
+    # The raw c, n and m of slstm have a kink where i == log f + m, and 16-bit rounding moves values across it. h does
+    # not depend on m', so gradients through h have none.
+    for index in (2, 4):
+        problem.cotangents[index].zero_()
+    truth_values, truth = problem.to(torch.float64).run(through_autograd)
+    reference_values, reference = problem.run(through_autograd)
+    values, gradients = problem.run(through_cpu)
+    for name in values:
+        assert_as_good_as(values[name], reference_values[name], truth_values[name], name)
+    for name in gradients:
+        assert_as_good_as(gradients[name], reference[name], truth[name], f"gradient of {name}")
+
+
+@pytest.fixture
+def forced_plan():
+    yield
+    cpu.forced_plan = None
+
+
+@pytest.mark.usefixtures("isa", "forced_plan")
+@pytest.mark.parametrize("cell", CELLS)
+def test_bitwise_the_same_however_the_work_is_split(cell):
+    """Threads over units of a head (a team), over tiles of the batch, and both; and a sequence alone in its batch."""
+    problem = Problem.random(cell, "lengths", 2, 1, 21, reset="per sequence", dtype=torch.float32)
+    results = []
+    for threads, team, tiles in ((1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 2, 2), (4, 2, 5), (2, 1, 3), (3, 1, 5)):
+        cpu.forced_plan = threads, team, tiles
+        results.append(problem.run(through_cpu))
+    (values, gradients), *others = results
+    for other_values, other_gradients in others:
+        assert all(torch.equal(value, values[name]) for name, value in other_values.items())
+        # The weight's is a product over all rows, made by torch.
+        assert all(torch.equal(value, gradients[name]) for name, value in other_gradients.items() if name != "weight_hh")
+
+    alone = Problem.random(cell, Rows.dense(7, 1, False), 2, 1, 21, dtype=torch.float32)
+    alone.reset = problem.reset[1::5].clone()
+    alone.tensors = {name: value[1::5].clone() if name == "wx" else value if name == "weight_hh" else
+                     value[..., 1:2, :, :].clone() for name, value in problem.tensors.items()}
+    cpu.forced_plan = None
+    assert torch.equal(alone.run(through_cpu)[0]["output"], values["output"][1::5])
+
+
+@pytest.mark.usefixtures("isa", "forced_plan")
+def test_a_plan_that_cannot_be_carried_out_is_refused():
+    problem = Problem.random(dtype=torch.float32)
+    for plan in ((0, 1, 1), (3, 2, 1), (1, 1, 6), (64, 64, 1)):
+        cpu.forced_plan = plan
+        with pytest.raises(ValueError, match="plan: "):
+            problem.run(through_cpu)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("cell", CELLS)
+def test_extreme_gates_are_finite_and_stay_in_their_row(cell):
+    """In float32 finite; in float64, where 1e4 + R h still has digits to compare, equal to the reference."""
+    problem = Problem.random(cell, "time-major", 1, 1, 9, initial=False)
+    calm, _ = problem.run(through_cpu)
+    wx = problem.tensors["wx"] = problem.tensors["wx"].clone()
+    wx[0::5] = 1e4 * wx[0::5].sign()
+    wx[1::5, :, 0] = -120
+    values, gradients = problem.run(through_cpu)
+    expected_values, expected = problem.run(through_autograd)
+    for name, value in {**values, **gradients}.items():
+        assert_close(value, {**expected_values, **expected}[name], name)
+    for b in (2, 3, 4):
+        assert torch.equal(values["output"][b::5], calm["output"][b::5])
+    for results in problem.to(torch.float32).run(through_cpu):
+        assert all(value.isfinite().all() for value in results.values())
+
+
+@pytest.mark.usefixtures("isa")
+def test_activations_are_within_the_ulps_they_promise():
+    """The float functions, seen through the cells with R = 0; the promise is in csrc/cpu/vector_math.h."""
+    D = 4096
+    x = torch.cat([torch.randn(D // 2) * 4, torch.linspace(-90, 90, D // 4), torch.randn(D // 4) * 1e-3])
+    big, zero = torch.full((D,), 200.0), torch.zeros(D)
+
+    def states(cell, gates, c, n=None, m=None):
+        wx = torch.stack(gates).view(1, 1, 4, D, 1)
+        s0 = torch.stack([value for value in (c, n, m) if value is not None]).view(-1, 1, 1, D, 1)
+        result = cpu.inference(wx, torch.zeros(1, 4, D, 1, 1), None, s0, None, None, None, False, None,
+                               Rows.dense(1, 1, False), cell, False)
+        return result[0].view(D), result[2].view(-1, D)
+
+    def ulps(got, want, least=2.0**-126):
+        spacing = torch.exp2(torch.floor(torch.log2(want.abs().clamp(min=least))) - 23)
+        return ((got.double() - want) / spacing).abs().max().item()
+
+    wide = x.double()
+    tanh = states("lstm", (big, -big, x, zero), zero)[1][0]
+    sigmoid = states("lstm", (-big, x, zero, zero), zero + 1)[1][0]
+    log_sigmoid = states("slstm", (-big, x, zero, zero), zero, zero + 1, zero)[1][2]
+    below = -x.abs()
+    exp = states("slstm", (below, big, big, zero), zero, zero + 1, zero)[1][0]
+    assert ulps(tanh, wide.tanh()) <= 2
+    assert ulps(sigmoid, wide.sigmoid()) <= 2.5
+    assert ulps(log_sigmoid, torch.nn.functional.logsigmoid(wide)) <= 2.5
+    assert ulps(exp, below.double().exp()) <= 1

@@ -1,0 +1,154 @@
+"""The CPU backend: fused C++ kernels for AVX-512, AVX2 or any processor, chosen at run time.
+
+Shapes are those of :mod:`xlstm_fused.backends.reference`. The extension takes addresses; :func:`_address` is where
+tensors are checked before they become one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cells import CELLS
+from ..dtypes import FLOATING, state_dtype
+
+# After torch: both then use the OpenMP runtime that torch brings.
+try:
+    from .. import _cpu
+except ImportError as error:
+    _cpu, _import_error = None, str(error)
+
+forced_isa = ""
+"""For tests: the instruction set to run, one of ``_cpu.isas()``; "" for the best one of this processor."""
+
+forced_plan = None
+"""For tests: ``(threads, threads in a team, tiles of the batch)`` instead of what the extension would choose."""
+
+_DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOATING}
+
+
+def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why this backend does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
+    if device_type != "cpu":
+        return f"it runs on the CPU, not on {device_type} devices"
+    if dtype not in _DTYPES:
+        return f"it runs {', '.join(_DTYPES.values())}, not {str(dtype).removeprefix('torch.')}"
+    if cell not in CELLS:
+        return f"it has no cell {cell!r}"
+    return None if _cpu is not None else _why_missing()
+
+
+def _why_missing() -> str:
+    """Why there is no extension: what the build noted, else the error of the import."""
+    note = Path(__file__).parents[1] / "_build.json"
+    try:
+        reason = json.loads(note.read_text()).get("cpu")
+    except (OSError, ValueError):
+        reason = None
+    return reason or f"its extension does not load: {_import_error}"
+
+
+def _address(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The address of a contiguous CPU tensor of this shape and dtype; 0 for None. Anything else is an error."""
+    if value is None:
+        return 0
+    got = tuple(value.shape)
+    if value.device.type != "cpu":
+        raise RuntimeError(f"{name}: expected a CPU tensor, got one on {value.device}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if got != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {got}")
+    if not value.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {got}")
+    return value.data_ptr()
+
+
+class _Sizes:
+    """The shapes and dtypes of one problem, and the arguments that both passes of the extension share."""
+
+    def __init__(self, weight_hh, rows, cell):
+        if weight_hh.dim() != 5:
+            raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_hh.shape)}")
+        K, _, N, D, _ = weight_hh.shape
+        G, others = len(CELLS[cell].gates), len(CELLS[cell].states) - 1
+        self.storage, self.state = weight_hh.dtype, state_dtype(weight_hh.dtype)
+        self.weight_hh = (K, G, N, D, D)
+        self.gates = (rows.P, K, G, N, D)
+        self.output, self.states = (rows.P, K, N, D), (others, rows.P, K, N, D)
+        self.h0, self.s0 = (K, rows.B, N, D), (others, K, rows.B, N, D)
+
+    def problem(self, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+        """The extension's arguments but the last, the arrays of one pass. The tuple is Problem in csrc/params.h."""
+        K, _, N, D, _ = self.weight_hh
+        reset_shapes = (self.output, self.states) if reset_per_row else (self.h0, self.s0)
+        return cell, _DTYPES[self.storage], forced_isa, torch.get_num_threads(), forced_plan, (
+            rows.T, rows.B, rows.P, rows.time_stride, rows.batch_stride,
+            _address("time_offset", rows.time_offset, (rows.T,), torch.int64),
+            _address("batch_offset", rows.batch_offset, (rows.B,), torch.int64),
+            _address("length", rows.length, (rows.B,), torch.int64),
+            K, N, D, reverse, reset_per_row,
+            _address("weight_hh", weight_hh, self.weight_hh, self.storage),
+            _address("h0", h0, self.h0, self.storage),
+            _address("s0", s0, self.s0, self.state),
+            _address("reset", reset, (rows.P,), torch.uint8),
+            _address("reset_h", reset_h, reset_shapes[0], self.storage),
+            _address("reset_s", reset_s, reset_shapes[1], self.state),
+            _address("h_mask", h_mask, self.h0, self.storage))
+
+
+def _new(shape, dtype, rows):
+    """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
+    return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
+
+
+def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    sizes = _Sizes(weight_hh, rows, cell)
+    problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    wx_address = _address("wx", wx, sizes.gates, sizes.storage)
+    output = _new(sizes.output, sizes.storage, rows)
+    h_n, s_n = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
+    saved = (_new(sizes.gates, sizes.storage, rows), _new(sizes.states, sizes.state, rows)) if save else ()
+    pre, states = (value.data_ptr() for value in saved) if save else (0, 0)
+    _cpu.forward(*problem, (wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states))
+    return output, h_n, s_n, *saved
+
+
+def inference(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    """``(output, h_n, s_n)``."""
+    return _run(False, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+
+
+def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    """``(output, h_n, s_n, pre, states)``."""
+    return _run(True, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+
+
+def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
+             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+    """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
+    sizes = _Sizes(weight_hh, rows, cell)
+    problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    inputs = (("pre", pre, sizes.gates, sizes.storage), ("states", states, sizes.states, sizes.state),
+              ("output", output, sizes.output, sizes.storage), ("d_output", d_output, sizes.output, sizes.storage),
+              ("d_h_n", d_h_n, sizes.h0, sizes.storage), ("d_s_n", d_s_n, sizes.s0, sizes.state),
+              ("d_pre", d_pre, sizes.gates, sizes.storage), ("d_states", d_states, sizes.states, sizes.state))
+    # Gradients come from autograd with any strides. The copies must live until the kernel returns.
+    inputs = [(name, value if value is None else value.contiguous(), *rest) for name, value, *rest in inputs]
+    dpre = _new(sizes.gates, sizes.storage, rows)
+    dh0, ds0 = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
+    dreset_h = _reset_gradient(reset_h, sizes.storage)
+    dreset_s = _reset_gradient(reset_s, sizes.state)
+    results = dpre, dh0, ds0, dreset_h, dreset_s
+    _cpu.backward(*problem, (*(_address(*each) for each in inputs), *(each.data_ptr() for each in results)))
+    return results
+
+
+def _reset_gradient(reset_state, dtype):
+    """Zeros: the kernel writes only where a reset is, if the states are given for each row."""
+    if reset_state is None:
+        return torch.empty(0, dtype=dtype)
+    return torch.zeros_like(reset_state)
