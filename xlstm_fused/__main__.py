@@ -1,20 +1,33 @@
 """The command line: ``python -m xlstm_fused``."""
 
 import argparse
+import sys
 
 import torch
 
 import xlstm_fused
 
+from . import demo
 
-def main() -> None:
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 2 for a mistake of the user's (argparse exits with 2 as well)."""
     parser = argparse.ArgumentParser(prog="python -m xlstm_fused", description="Fused recurrent layers for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions, and which backends this machine can run and why not the rest")
-    parser.parse_args()
-    print(f"xlstm_fused {xlstm_fused.__version__}, torch {torch.__version__}")
-    print(xlstm_fused.backends())
+    demo.add_arguments(commands.add_parser("demo", help="train a forecaster on a real series, nn.LSTM beside it"))
+    args = parser.parse_args(argv)
+    if args.command == "info":
+        print(f"xlstm_fused {xlstm_fused.__version__}, torch {torch.__version__}")
+        print(xlstm_fused.backends())
+        return 0
+    try:
+        demo.run(args)
+    except demo.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,52 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = '#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_cpu, m) { m.attr("answer") = 42; }\n'
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The build files with a small csrc, so that compiling takes seconds."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "xlstm_fused").mkdir()
+    (tmp_path / "xlstm_fused/__init__.py").touch()
+    (tmp_path / "csrc/cpu").mkdir(parents=True)
+    (tmp_path / "csrc/cpu/bindings.cpp").write_text(SOURCE)
+    # setup.py must not import torch: here that would fail.
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub/torch.py").write_text("raise AssertionError('setup.py imported torch')\n")
+    return tmp_path
+
+
+def build(project, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(project / "stub"), **environment}
+    done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=project, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((project / "xlstm_fused/_build.json").read_text())["cpu"], done.stdout + done.stderr
+
+
+def test_builds_then_has_nothing_to_do_then_follows_a_change(project):
+    reason, printed = build(project)
+    assert reason is None and list((project / "xlstm_fused").glob("_cpu*.so"))
+    _, printed = build(project)
+    assert "ninja: no work to do." in printed
+    (project / "csrc/cpu/bindings.cpp").write_text(SOURCE.replace("42", "oops"))
+    reason, printed = build(project)
+    assert "did not compile" in reason and "oops" in reason and "WARNING" in printed
+    assert not list((project / "xlstm_fused").glob("_cpu*.so"))
+
+
+def test_no_compiler_is_a_reason_not_an_error(project):
+    environment = {key: "" for key in ("CXX", "CC")}
+    reason, printed = build(project, PATH=str(project / "stub"), **environment)
+    assert reason == "no C++ compiler (c++, g++ or clang++) was found when the package was installed"
+    assert f"WARNING: xlstm_fused is installed without its cpu backend: {reason}" in printed
