@@ -6,7 +6,9 @@ from .backends import backends
 from .cell_module import FusedxLSTMCell
 from .functional import recurrence
 from .module import FusedxLSTM
+from .resets import resets_from_done
 from .trace import LayerTrace, Trace
 
 __version__ = version("xlstm-fused")
-__all__ = ["FusedxLSTM", "FusedxLSTMCell", "LayerTrace", "Trace", "backends", "recurrence"]
+__all__ = ["FusedxLSTM", "FusedxLSTMCell", "LayerTrace", "Trace", "backends", "recurrence",
+           "resets_from_done"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks, ops
 from .cells import CELLS
+from .dtypes import autocast_dtype
 from .layout import Layout
 from .states import States
 
@@ -28,9 +31,9 @@ class FusedxLSTMCell(nn.RNNCellBase):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
                  cell: str = "lstm", num_heads: int = 1) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
         checks.cell_name(cell)
         checks.heads(num_heads, hidden_size)
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
         self.cell = cell
         self.num_heads = num_heads
         if num_heads > 1:
@@ -58,29 +61,60 @@ class FusedxLSTMCell(nn.RNNCellBase):
 
         Returns:
             A tuple like ``hx``; ``c`` of the LSTM in the input's dtype, the states of sLSTM but ``h`` in float32
-            (float64 for float64).
+            (float64 for float64). Under autocast, in place of the input's dtype, in autocast's.
 
         Raises:
             TypeError, ValueError, RuntimeError: an argument has a wrong type, dtype, shape or device; the message
-                names it.
+                names it. Where ``nn.LSTMCell`` has words for it, type and message are its own.
         """
-        checks.tensor("input", input, self.weight_ih.device)
-        checks.dtype("input", input, (self.weight_ih.dtype,))
-        if input.dim() not in (1, 2):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(f"input: expected {self.input_size} features, got {input.shape[-1]}")
+        input = self._check_input(input)
         kind, N, H = CELLS[self.cell], self.num_heads, self.hidden_size
         G, D = len(kind.gates), H // N
         # A step is a sequence of length 1: (1, B, I), or (1, I) for one sequence.
         data = input.unsqueeze(0)
         layout = Layout.of(data, False)
-        if hx is not None:
-            hx = [value.unsqueeze(0) for value in checks.state("hx", hx, self.cell)]
-        state = States.read("hx", hx, data, layout, kind, 1, (H,) * len(kind.states))
+        state = States.read("hx", hx, data, layout, kind, (H,) * len(kind.states),
+                            other_words=partial(self._words_of_nn_lstmcell, input) if self.cell == "lstm" else None)
         h0, s0 = (None, None) if state is None else state.layer(0, 1, N)
         bias = self.bias_ih + self.bias_hh if self.bias else None
         wx = F.linear(layout.to_rows(data), self.weight_ih, bias).view(layout.rows.P, 1, G, N, D)
-        _, h_n, s_n, _, _ = ops.recurrence(wx, self.weight_hh.view(1, G, N, D, D), h0, s0, layout.rows, self.cell)
+        weight_hh = self.weight_hh.to(wx.dtype).reshape(1, G, N, D, D).contiguous()
+        _, h_n, s_n, _, _ = ops.recurrence(wx, weight_hh, h0, s0, layout.rows, self.cell)
         h, *others = (layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
         return h, *(value.to(input.dtype) if self.cell == "lstm" else value for value in others)
+
+    def _check_input(self, input) -> Tensor:
+        """The input as autocast casts it."""
+        checks.tensor("input", input, self.weight_ih.device)
+        if autocast_dtype(input) != autocast_dtype(self.weight_ih):
+            checks.dtype("input", input, (self.weight_ih.dtype,))
+        checks.floating("input", input)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}")
+        input = input.to(autocast_dtype(input))
+        for name in ("weight_hh", "bias_ih", "bias_hh")[:3 if self.bias else 1]:
+            checks.tensor(name, getattr(self, name), input.device)
+            checks.castable(name, getattr(self, name), (input.dtype,))
+        return input
+
+    def _words_of_nn_lstmcell(self, input, hx) -> Exception | None:
+        """The error of nn.LSTMCell for an ``hx`` that is wrong; None if it has no words for that."""
+        if len(hx) != 2:
+            return RuntimeError("lstm_cell expects two hidden states")
+        if not all(isinstance(value, Tensor) for value in hx):
+            return None
+        for index, value in enumerate(hx):
+            if value.dim() not in (1, 2):
+                return ValueError(f"{type(self).__name__}: Expected hx[{index}] to be 1D or 2D, got {value.dim()}D "
+                                  "instead")
+        for index, value in enumerate(hx):
+            if value.dim() == input.dim():
+                if value.shape[:-1] != input.shape[:-1]:
+                    return RuntimeError(f"Input batch size {len(input)} doesn't match hidden{index} batch size "
+                                        f"{len(value)}")
+                if value.shape[-1] != self.hidden_size:
+                    return RuntimeError(f"hidden{index} has inconsistent hidden_size: got {value.shape[-1]}, expected "
+                                        f"{self.hidden_size}")
+        return None

@@ -8,3 +8,11 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of every state but ``h``, and of the pointwise arithmetic, for a layer of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def autocast_dtype(value: torch.Tensor) -> torch.dtype:
+    """The dtype of ``value``, or the one into which an autocast that is on for its device casts it; float64 stays."""
+    kind, dtype = value.device.type, value.dtype
+    if dtype == torch.float64 or dtype not in FLOATING or not torch.amp.is_autocast_available(kind):
+        return dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

@@ -31,8 +31,8 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
         cu_seqlens: (B + 1,) integers, where each of B sequences laid end to end begins, then the number of rows.
         reset: flags (T, B) or (B, T), like the first dimensions of ``wx``: bool, or numbers 0 and 1. Where set, the
             state is replaced before the row is consumed.
-        reset_state: what replaces it: a tuple like ``state``, each (B, H), or per step, (T, B, H) or (B, T, H).
-            Zeros if None.
+        reset_state: what replaces it: a tuple like ``state``, each (B, H), or per step, (T, B, H) or (B, T, H), with
+            ``cu_seqlens`` (rows, H). Zeros if None.
         reverse: walk from the last valid step to the first. A reset at step t still separates t from t - 1.
         trace: also return the activated gates and the states of every step.
         backend: "auto", or a name from :func:`xlstm_fused.backends`.
@@ -48,6 +48,8 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     """
     checks.cell_name(cell)
     checks.backend_name(backend)
+    checks.flag("batch_first", batch_first)
+    checks.flag("reverse", reverse)
     kind = CELLS[cell]
     checks.tensor("wx", wx)
     checks.floating("wx", wx)
@@ -61,43 +63,27 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
         raise ValueError(f"wx: expected a last dimension of {G} * H for cell={cell!r}, got {wx.shape[-1]}")
     checks.heads(num_heads, H)
     N, D = num_heads, H // num_heads
-    checks.shape("weight_hh", weight_hh, (G * H, D), "(G*H, H/num_heads)")
+    checks.shape("weight_hh", weight_hh, {f"{G}*H": G * H, "H/num_heads": D})
     layout = Layout.of(wx, batch_first, lengths, cu_seqlens)
     if wx.shape[0] == 0 or layout.rows.T == 0:
         raise ValueError(f"wx: expected at least one step, got shape {tuple(wx.shape)}")
 
-    state = _read("state", state, wx, layout, kind, False)
+    sizes = (H,) * len(kind.states)
+    state = States.read("state", state, wx, layout, kind, sizes)
+    checks.reset_state(reset_state, reset)
     reset = layout.reset_rows(reset, wx.device)
-    if reset is None and reset_state is not None:
-        raise ValueError("reset_state: expected None without reset, got a state")
-    reset_state = _read("reset_state", reset_state, wx, layout, kind, True)
+    reset_state = States.read("reset_state", reset_state, wx, layout, kind, sizes, per_row_allowed=True)
     h0, s0 = (None, None) if state is None else state.layer(0, 1, N)
     reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(0, 1, N)
     per_row = reset_state is not None and reset_state.per_row
 
     output, h_n, s_n, pre, states = ops.recurrence(
-        wx.reshape(layout.rows.P, 1, G, N, D), weight_hh.reshape(1, G, N, D, D), h0, s0, layout.rows, cell,
-        reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, reverse=reverse, backend=backend,
-        save=trace)
+        wx.reshape(layout.rows.P, 1, G, N, D).contiguous(), weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0,
+        layout.rows, cell, reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, reverse=reverse,
+        backend=backend, save=trace)
     output = output.flatten(1)
     final = tuple(layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
     if not trace:
         return layout.from_rows(output), final
     return layout.from_rows(output), final, layer_trace(
         layout, cell, output, pre, states, s0, reset, reset_s, per_row, reverse)
-
-
-def _read(name, state, wx, layout, kind, per_row_allowed):
-    """The user's states, given without the dimension of layers that :class:`States` expects."""
-    if state is None:
-        return None
-    state = checks.state(name, state, kind.name)
-    H = wx.shape[-1] // len(kind.gates)
-    shape, letters = ((H,), "(H,)") if layout.is_unbatched else ((layout.rows.B, H), "(B, H)")
-    per_row = (per_row_allowed and state[0].dim() == len(layout.time_shape) + 1 and tuple(state[0].shape) != shape)
-    if per_row:
-        shape, letters = (*layout.time_shape, H), f"{layout.letters[:-1]}, H)"
-    for part, value in zip(kind.states, state):
-        checks.shape(f"{name}[{part!r}]", value, shape, letters)
-    return States.read(name, [value.unsqueeze(-2 if per_row else 0) for value in state], wx, layout, kind, 1,
-                       (H,) * len(kind.states), per_row_allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -16,13 +17,12 @@ from .rows import Rows
 class Layout:
     """One batch: its rows, and how values given per row or per sequence look to the user.
 
-    ``time_shape`` is the shape before the features: (T, B), (B, T) if batch_first, (T,) for one unbatched sequence,
-    or (rows,) for PackedSequence and cu_seqlens; ``letters`` names it in messages.
+    ``time_shape`` has the sizes before the features, by the letters that name them in messages: (T, B), (B, T) if
+    batch_first, (T,) for one unbatched sequence, or (rows,) for PackedSequence and cu_seqlens.
     """
 
     rows: Rows
-    time_shape: tuple[int, ...]
-    letters: str
+    time_shape: dict[str, int]
     is_unbatched: bool = False
     packed: PackedSequence | None = None
 
@@ -32,29 +32,32 @@ class Layout:
         if isinstance(data, PackedSequence):
             for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
                 if value is not None:
-                    raise ValueError(f"{name}: expected None beside a PackedSequence, which carries its own lengths")
-            rows = Rows.packed(data.batch_sizes, data.data.shape[0], data.data.device)
-            return cls(rows, (rows.P,), "(rows,)", packed=data)
+                    raise ValueError(f"{name}: expected None beside a PackedSequence, which carries its own lengths, "
+                                     f"got {type(value).__name__}")
+            P = data.data.shape[0]
+            rows = Rows.packed(checks.batch_sizes(data.batch_sizes, P), P, data.data.device)
+            return cls(rows, {"rows": P}, packed=data)
         if cu_seqlens is not None:
             if lengths is not None:
-                raise ValueError("lengths: expected None beside cu_seqlens, which says the same")
+                raise ValueError("lengths: expected None beside cu_seqlens, which says the same, got "
+                                 f"{type(lengths).__name__}")
             if data.dim() != 2:
                 raise ValueError(f"cu_seqlens: expected an input of 2 dimensions (rows, features), got {data.dim()}")
             cu_seqlens = checks.cu_seqlens(cu_seqlens, data.shape[0], data.device)
-            return cls(Rows.cumulative(cu_seqlens, data.shape[0]), (data.shape[0],), "(rows,)")
+            return cls(Rows.cumulative(cu_seqlens, data.shape[0]), {"rows": data.shape[0]})
         is_unbatched = data.dim() == 2
         if is_unbatched:
             (T, _), B, batch_first = data.shape, 1, False
-            time_shape, letters = (T,), "(T,)"
+            time_shape = {"T": T}
         elif batch_first:
             B, T, _ = data.shape
-            time_shape, letters = (B, T), "(B, T)"
+            time_shape = {"B": B, "T": T}
         else:
             T, B, _ = data.shape
-            time_shape, letters = (T, B), "(T, B)"
+            time_shape = {"T": T, "B": B}
         if lengths is not None:
             lengths = checks.lengths(lengths, T, B, data.device)
-        return cls(Rows.dense(T, B, batch_first, lengths), time_shape, letters, is_unbatched)
+        return cls(Rows.dense(T, B, batch_first, lengths), time_shape, is_unbatched)
 
     def to_rows(self, data: Tensor | PackedSequence) -> Tensor:
         """(P, features), contiguous; padding rows are zero, so that nothing in them reaches a weight's gradient."""
@@ -68,6 +71,13 @@ class Layout:
         valid = self.rows.coordinates(values.device)[2]
         return torch.where(valid.reshape(-1, *[1] * (values.dim() - 1)), values, 0)
 
+    def dropout(self, values: Tensor, p: float, training: bool) -> Tensor:
+        """Dropout of (P, features). The random numbers are nn.LSTM's, which go by time first whatever the layout."""
+        if not training or not self.rows.is_batch_first:
+            return F.dropout(values, p, training)
+        ones = values.new_ones(self.rows.T, self.rows.B, values.shape[-1])
+        return values * F.dropout(ones, p).transpose(0, 1).reshape(values.shape)
+
     def from_rows(self, values: Tensor) -> Tensor | PackedSequence:
         """(P, features) in the form of the input."""
         if self.packed is not None:
@@ -76,22 +86,19 @@ class Layout:
 
     def tensor_from_rows(self, values: Tensor) -> Tensor:
         """(P, features) with the time shape of the input; of a PackedSequence, what would be its ``data``."""
-        return values.reshape(*self.time_shape, values.shape[-1])
+        return values.reshape(*self.time_shape.values(), values.shape[-1])
 
     def reset_rows(self, reset, device: torch.device) -> Tensor | None:
         """The user's reset flags as (P,) uint8."""
         if reset is None:
             return None
-        checks.reset(reset, self.time_shape, self.letters, device)
+        checks.reset(reset, self.time_shape, device)
         return (reset != 0).reshape(self.rows.P).to(torch.uint8)
 
-    def state_shape(self, leading: int, features: int) -> tuple[int, ...]:
-        """The shape of a user's state with one entry per sequence, ``leading`` being layers times directions."""
-        return (leading, features) if self.is_unbatched else (leading, self.rows.B, features)
-
     @property
-    def state_letters(self) -> str:
-        return "(L*K, H)" if self.is_unbatched else "(L*K, B, H)"
+    def batch_shape(self) -> dict[str, int]:
+        """What a user's state has for the sequences, by its letter: (B,), or () for one unbatched sequence."""
+        return {} if self.is_unbatched else {"B": self.rows.B}
 
     def state_to_rows(self, value: Tensor) -> Tensor:
         """A user's state as (L*K, B, H), in the order in which the rows count sequences."""

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, ops, projection
+from . import checkpoint, checks, ops, projection
 from .backends import choose
 from .cells import CELLS
+from .dtypes import autocast_dtype
 from .layout import Layout
 from .states import States
 from .trace import Trace, layer_trace
@@ -31,6 +32,19 @@ class FusedxLSTM(nn.RNNBase):
         num_heads: number of blocks N on the diagonal of the recurrent matrix; divides ``hidden_size``.
             ``weight_hh_l[k]`` has shape (4*hidden_size, hidden_size / N), rows ordered [gate][head][unit].
             Not together with ``proj_size``.
+        residual: add the input of each layer to its output where both have the same width, K * H features (K
+            directions): every layer but the first, and the first if ``input_size`` is that. The input is added as it
+            was before dropout. Source: He et al., arXiv 1512.03385, section 3.1.
+        layer_norm: normalise the output of each layer over its features before ``residual`` adds the input, with
+            parameters ``norm_weight_l[k]`` and ``norm_bias_l[k]``, (K*H,). Source: Ba et al., arXiv 1607.06450.
+        recurrent_dropout: probability in [0, 1] of dropping a unit of ``h`` where it meets the recurrent matrix, in
+            training; one mask for all steps of a sequence. Not together with ``proj_size``. Source: Gal and
+            Ghahramani, arXiv 1512.05287, section 4.
+        forget_bias: initial sum of the two biases of the forget gate; None for nn.LSTM's random ones. Source:
+            Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", 2015, section 2.2.
+        checkpoint_every: number of steps between states that are kept for the backward, which computes the others
+            again; see :mod:`xlstm_fused.checkpoint`. None keeps everything, and so does ``trace=True``. Not together
+            with ``proj_size``.
         backend: "auto", or a name from :func:`xlstm_fused.backends`; a named backend that cannot run raises.
 
     Raises:
@@ -39,7 +53,9 @@ class FusedxLSTM(nn.RNNBase):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
-                 device=None, dtype=None, *, cell: str = "lstm", num_heads: int = 1, backend: str = "auto") -> None:
+                 device=None, dtype=None, *, cell: str = "lstm", num_heads: int = 1, residual: bool = False,
+                 layer_norm: bool = False, recurrent_dropout: float = 0.0, forget_bias: float | None = None,
+                 checkpoint_every: int | None = None, backend: str = "auto") -> None:
         super().__init__("LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
                          proj_size, device, dtype)
         checks.cell_name(cell)
@@ -50,18 +66,40 @@ class FusedxLSTM(nn.RNNBase):
                              f"got {proj_size}")
         self.cell = cell
         self.num_heads = num_heads
+        self.residual = checks.flag("residual", residual)
+        self.layer_norm = checks.flag("layer_norm", layer_norm)
+        self.recurrent_dropout = checks.probability("recurrent_dropout", recurrent_dropout)
+        self.forget_bias = checks.forget_bias(forget_bias, bias)
+        self.checkpoint_every = checks.checkpoint_every(checkpoint_every)
+        for name in ("recurrent_dropout", "checkpoint_every"):
+            if proj_size and getattr(self, name):
+                raise ValueError(f"{name}: not supported with proj_size = {proj_size}, got {getattr(self, name)}")
         self.backend = backend
         if num_heads > 1:
             for name in self._flat_weights_names:
                 if name.startswith("weight_hh"):
                     full = getattr(self, name)
                     setattr(self, name, nn.Parameter(full.new_empty(full.shape[0], hidden_size // num_heads)))
+        if layer_norm:
+            for layer in range(num_layers):
+                for name in ("norm_weight", "norm_bias"):
+                    size = self._directions * (proj_size or hidden_size)
+                    setattr(self, f"{name}_l{layer}", nn.Parameter(self.weight_ih_l0.new_empty(size)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         # RNNBase.__init__ calls this before the parameters have their final shapes: draw random numbers once, after.
-        if "backend" in self.__dict__:
-            super().reset_parameters()
+        if "backend" not in self.__dict__:
+            return
+        super().reset_parameters()
+        forget = CELLS[self.cell].gates.index("f")
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("norm_"):
+                    parameter.fill_(1 if name.startswith("norm_weight") else 0)
+                elif name.startswith("bias_") and self.forget_bias is not None:
+                    units = parameter.unflatten(0, (-1, self.hidden_size))[forget]
+                    units.fill_(self.forget_bias if name.startswith("bias_ih") else 0)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: no backend wants the parameters in one block. Kept for code written for ``nn.LSTM``."""
@@ -72,8 +110,10 @@ class FusedxLSTM(nn.RNNBase):
             text += f", cell={self.cell}"
         if self.num_heads != 1:
             text += f", num_heads={self.num_heads}"
-        if self.backend != "auto":
-            text += f", backend={self.backend}"
+        for name, default in (("residual", False), ("layer_norm", False), ("recurrent_dropout", 0.0),
+                              ("forget_bias", None), ("checkpoint_every", None), ("backend", "auto")):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
         return text
 
     def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths=None, cu_seqlens=None,
@@ -101,11 +141,11 @@ class FusedxLSTM(nn.RNNBase):
             ``(output, state)`` or ``(output, state, trace)``. output is shaped like the input with K*F features, a
             PackedSequence for a PackedSequence. state is a tuple like ``hx``; ``c`` of the LSTM in the input's dtype,
             the states of sLSTM but ``h`` in float32 (float64 for a float64 layer). trace is a
-            :class:`~xlstm_fused.trace.Trace`.
+            :class:`~xlstm_fused.trace.Trace`. Under autocast, what is said to have the input's dtype has autocast's.
 
         Raises:
             TypeError, ValueError, RuntimeError: an argument has a wrong type, dtype, shape, value or device; the
-                message names it. Where ``nn.LSTM`` would raise, type and message are its own.
+                message names it. Where ``nn.LSTM`` has words for it, type and message are its own.
         """
         data = self._check_data(input)
         layout = Layout.of(input, self.batch_first, lengths, cu_seqlens)
@@ -113,19 +153,18 @@ class FusedxLSTM(nn.RNNBase):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         kind, L, K = CELLS[self.cell], self.num_layers, self._directions
         sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (len(kind.states) - 1))
-        self._check_hx(hx, layout, sizes)
-        state = States.read("hx", hx, data, layout, kind, L * K, sizes)
+        words = partial(self._words_of_nn_lstm, data, layout, sizes) if self.cell == "lstm" else None
+        state = States.read("hx", hx, data, layout, kind, sizes, L * K, other_words=words)
+        checks.reset_state(reset_state, reset)
         reset = layout.reset_rows(reset, data.device)
-        if reset is None and reset_state is not None:
-            raise ValueError("reset_state: expected None without reset, got a state")
-        reset_state = States.read("reset_state", reset_state, data, layout, kind, L * K, sizes, per_row_allowed=True)
+        reset_state = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
         backend = choose(self.backend, data.device.type, data.dtype, self.cell)
 
-        x, finals, traces = layout.to_rows(input), [], []
+        x, finals, traces = layout.to_rows(data), [], []
         for layer in range(L):
-            if layer and self.dropout:
-                x = F.dropout(x, self.dropout, self.training)
-            x, final, layer_trace = self._run_layer(layer, x, layout, state, reset, reset_state, backend, trace)
+            dropped = layout.dropout(x, self.dropout, self.training) if layer and self.dropout else x
+            h, final, layer_trace = self._run_layer(layer, dropped, layout, state, reset, reset_state, backend, trace)
+            x = self._join(layer, x, h, layout)
             finals.append(final)
             traces.append(layer_trace)
         final = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0]) for parts in zip(*finals))
@@ -138,73 +177,99 @@ class FusedxLSTM(nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    def _join(self, layer, x, h, layout):
+        """A layer's output (P, K*F) from its input and its ``h``."""
+        if self.layer_norm:
+            weight, bias = (getattr(self, f"{name}_l{layer}") for name in ("norm_weight", "norm_bias"))
+            h = layout.zero_padding(F.layer_norm(h, h.shape[1:], weight, bias).to(h.dtype))
+        return x + h if self.residual and x.shape == h.shape else h
+
     def _run_layer(self, layer, x, layout, state, reset, reset_state, backend, trace):
         """One layer over rows: ``(output (P, K*F), final states (K, B, ..), LayerTrace or None)``."""
-        weight_ih, weight_hh, bias, weight_hr = self._layer_weights(layer)
+        weight_ih, weight_hh, bias, weight_hr = self._layer_weights(layer, x)
         K, N, G, H = self._directions, self.num_heads, len(CELLS[self.cell].gates), self.hidden_size
-        wx = F.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
-        weight_hh = weight_hh.view(K, G, N, H // N, -1)
+        weight_hh = weight_hh.reshape(K, G, N, H // N, -1).contiguous()
         h0, s0 = (None, None) if state is None else state.layer(layer, K, N)
         reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(layer, K, N)
         per_row = reset_state is not None and reset_state.per_row
+        options = dict(reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, backend=backend)
+        if self.recurrent_dropout and self.training:
+            options["h_mask"] = F.dropout(x.new_ones(K, layout.rows.B, N, H // N), self.recurrent_dropout)
+        if self.checkpoint_every and not trace and torch.is_grad_enabled():
+            output, h_n, s_n = checkpoint.layer(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell,
+                                                self.checkpoint_every, **options)
+            return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3)), None
+        wx = F.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
         run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)
-        output, h_n, s_n, pre, states = run(
-            wx, weight_hh, h0=h0, s0=s0, rows=layout.rows, cell=self.cell, reset=reset, reset_h=reset_h,
-            reset_s=reset_s, reset_per_row=per_row, backend=backend, save=trace)
+        output, h_n, s_n, pre, states = run(wx, weight_hh, h0=h0, s0=s0, rows=layout.rows, cell=self.cell, save=trace,
+                                            **options)
         output = output.flatten(1)
         final = (h_n.flatten(2), *s_n.flatten(3))
         if not trace:
             return output, final, None
         return output, final, layer_trace(layout, self.cell, output, pre, states, s0, reset, reset_s, per_row, False)
 
-    def _layer_weights(self, layer):
+    def _layer_weights(self, layer, like):
         """``(weight_ih (K*G*H, I), weight_hh (K*G*H, D), bias (K*G*H,) or None, weight_hr (K, F, H) or None)``.
 
-        Read by attribute at every call, so that whatever replaces a parameter (parametrizations, functional_call,
-        pruning) is seen.
+        Each must have the device of ``like``, and its dtype but for autocast. Read by attribute at every call, so that whatever replaces a
+        parameter (parametrizations, functional_call, pruning) is seen.
         """
         suffixes = ("", "_reverse")[:self._directions]
 
         def parameter(name):
             parts = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            for part, suffix in zip(parts, suffixes):
+                if part.device != like.device:
+                    raise _different_devices(like, "parameter", part)
+                checks.castable(f"{name}_l{layer}{suffix}", part, (like.dtype,))
+            return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like.dtype)
 
         bias = parameter("bias_ih") + parameter("bias_hh") if self.bias else None
         weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size) if self.proj_size else None
         return parameter("weight_ih"), parameter("weight_hh"), bias, weight_hr
 
     def _check_data(self, input) -> Tensor:
-        """The tensor that holds the input's values. Types and messages of the errors are nn.LSTM's."""
+        """The tensor that holds the input's values, as autocast casts it. Types and messages of errors are nn.LSTM's."""
         packed = isinstance(input, PackedSequence)
         data = input.data if packed else input
         checks.tensor("input", data)
         weight = self.weight_ih_l0
+        if packed and data.dim() != 2:
+            raise ValueError(f"input.data: expected 2 dimensions (rows, features), got {data.dim()}")
         if not packed and data.dim() not in (2, 3):
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {data.dim()}D instead")
-        if data.dtype != weight.dtype:
+        if data.dtype != weight.dtype and autocast_dtype(data) != autocast_dtype(weight):
             raise ValueError(
                 f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert input: input.to({weight.dtype}), or convert model: model.to({data.dtype})")
         checks.floating("input", data)
         if data.device != weight.device:
-            raise RuntimeError("Input and parameter tensors are not at the same device, found input tensor at "
-                               f"{data.device} and parameter tensor at {weight.device}")
+            raise _different_devices(data, "parameter", weight)
         if data.shape[-1] != self.input_size:
             raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
                                f"got {data.shape[-1]}")
-        return data
+        return data.to(autocast_dtype(data))
 
-    def _check_hx(self, hx, layout, sizes) -> None:
-        """The shapes of ``hx`` where nn.LSTM has its own words for them."""
-        if hx is None or self.cell != "lstm":
-            return
-        hx = checks.state("hx", hx, self.cell)
-        wanted = 2 if layout.is_unbatched else 3
-        if layout.packed is None and any(value.dim() != wanted for value in hx):
-            raise RuntimeError(f"For {'unbatched 2' if layout.is_unbatched else 'batched 3'}-D input, hx and cx should "
-                               f"also be {wanted}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors")
+    def _words_of_nn_lstm(self, data, layout, sizes, hx) -> Exception | None:
+        """The error of nn.LSTM for an ``hx`` that is wrong; None if it has no words for that."""
+        if len(hx) > 2:
+            return RuntimeError("lstm expects two hidden states")
+        if len(hx) < 2 or not all(isinstance(value, Tensor) for value in hx):
+            return None
+        form, D = ("unbatched", 2) if layout.is_unbatched else ("batched", 3)
+        if (layout.is_unbatched or len(layout.time_shape) == 2) and any(value.dim() != D for value in hx):
+            return RuntimeError(f"For {form} {D}-D input, hx and cx should also be {D}-D but got ({hx[0].dim()}-D, "
+                                f"{hx[1].dim()}-D) tensors")
         for index, (value, size) in enumerate(zip(hx, sizes)):
             expected = (self.num_layers * self._directions, layout.rows.B, size)
             got = value.unsqueeze(1) if layout.is_unbatched else value
             if tuple(got.shape) != expected:
-                raise RuntimeError(f"Expected hidden[{index}] size {expected}, got {list(got.shape)}")
+                return RuntimeError(f"Expected hidden[{index}] size {expected}, got {list(got.shape)}")
+        return next((_different_devices(data, "hidden", value) for value in hx if value.device != data.device), None)
+
+
+def _different_devices(input: Tensor, what: str, value: Tensor) -> Exception:
+    """The error of nn.LSTM for a tensor that is not where the input is."""
+    return RuntimeError(f"Input and {what} tensors are not at the same device, found input tensor at {input.device} "
+                        f"and {what} tensor at {value.device}")

@@ -71,20 +71,21 @@ for _name, _fake in (("inference", _fake_inference), ("forward", _fake_forward),
     _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_library)
 
-_ops = getattr(torch.ops, NAMESPACE)
+registered = getattr(torch.ops, NAMESPACE)
 
 
-class _Recurrence(torch.autograd.Function):
+class Recurrence(torch.autograd.Function):
     """``forward`` with its derivative. ``options`` are the non-differentiable arguments of :data:`_OPTIONS`."""
 
     @staticmethod
-    def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *options):
-        return _ops.forward.default(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *options)
+    def forward(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return registered.forward.default(*arguments)
 
     @staticmethod
-    def setup_context(ctx, inputs, outputs):
+    def setup_context(ctx, inputs, output):
         _, weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, *options = inputs
-        output, _, _, pre, states = outputs
+        output, _, _, pre, states = output
         ctx.row_arguments, ctx.options = options[3:_ROW_FIELDS], options[_ROW_FIELDS:]
         ctx.has_state = h0 is not None, s0 is not None
         ctx.save_for_backward(weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *options[:3])
@@ -93,7 +94,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_output, d_h_n, d_s_n, d_pre, d_states):
         (weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors) = ctx.saved_tensors
-        dwx, d_weight, dh0, ds0, d_reset_h, d_reset_s = _RecurrenceBackward.apply(
+        dwx, d_weight, dh0, ds0, d_reset_h, d_reset_s = RecurrenceBackward.apply(
             weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output,
             d_output, d_h_n, d_s_n, d_pre, d_states, *row_tensors, *ctx.row_arguments, *ctx.options)
         return (dwx, d_weight, dh0 if h0 is not None else None, ds0 if s0 is not None else None, None,
@@ -101,19 +102,23 @@ class _Recurrence(torch.autograd.Function):
                 None, None, *[None] * len(ctx.needs_input_grad[9:]))
 
 
-class _RecurrenceBackward(torch.autograd.Function):
-    """The derivative of :class:`_Recurrence` as a function of what it saved and of the incoming gradients.
+torch.library.register_autograd(f"{NAMESPACE}::forward", Recurrence.backward,
+                                setup_context=Recurrence.setup_context, lib=_library)
+
+
+class RecurrenceBackward(torch.autograd.Function):
+    """The derivative of :class:`Recurrence` as a function of what it saved and of the incoming gradients.
 
     Its own derivative is the VJP of the reference. Saved outputs (``pre``, ``states``, ``output``) count as inputs
-    here: their gradients flow back through :class:`_Recurrence`, so ``wx`` need not be kept for second derivatives.
+    here: their gradients flow back through :class:`Recurrence`, so ``wx`` need not be kept for second derivatives.
     """
 
     @staticmethod
     def forward(*arguments):
-        return _backward(_ops.backward.default, *arguments)
+        return _backward(registered.backward.default, *arguments)
 
     @staticmethod
-    def setup_context(ctx, inputs, outputs):
+    def setup_context(ctx, inputs, output):
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
         ctx.save_for_backward(*[value for value in inputs if isinstance(value, Tensor)])
@@ -221,9 +226,10 @@ def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, r
     arguments = (wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *rows.arguments(),
                  cell, reverse, backend)
     if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
-        output, h_n, s_n, pre, states = _Recurrence.apply(*arguments)
+        function = registered.forward.default if torch.compiler.is_compiling() else Recurrence.apply
+        output, h_n, s_n, pre, states = function(*arguments)
     elif save:
-        return _ops.forward.default(*arguments)
+        return registered.forward.default(*arguments)
     else:
-        return *_ops.inference.default(*arguments), None, None
+        return *registered.inference.default(*arguments), None, None
     return (output, h_n, s_n, pre, states) if save else (output, h_n, s_n, None, None)

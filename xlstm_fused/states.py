@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,27 +25,29 @@ class States:
     per_row: bool
 
     @classmethod
-    def read(cls, name: str, value, like: Tensor, layout: Layout, cell: Cell, leading: int, sizes: tuple[int, ...],
-             per_row_allowed: bool = False) -> States | None:
-        """Check and convert a user's tuple of states, (L*K, B, H) each, (L*K, H) for one sequence; where allowed also
-        one per step, the time shape of the input followed by (L*K, H). ``leading`` is L*K, ``sizes`` has the features
-        of each state. None stays None."""
+    def read(cls, name: str, value, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...],
+             leading: int | None = None, per_row_allowed: bool = False,
+             other_words: Callable[[Any], Exception | None] | None = None) -> States | None:
+        """Check and convert a user's tuple of states; None stays None.
+
+        Each is (L*K, B, H), ``leading`` being L*K, or (B, H) if that is None; for one unbatched sequence without the
+        B. Where allowed it may also have one entry per step: the time shape of the input followed by (L*K, H) or
+        (H,). A shape that fits both means the former. ``sizes`` has the features of each state.
+
+        ``other_words``, called with a value that is wrong, may return the error to raise instead of ours: nn.LSTM's.
+        """
         if value is None:
             return None
-        value = checks.state(name, value, cell.name)
-        per_row = per_row_allowed and _is_per_row(value[0], layout, leading, sizes[0])
-        parts = []
-        for index, (part, tensor, size) in enumerate(zip(cell.states, value, sizes)):
-            label = f"{name}[{part!r}]"
-            checks.state_part(label, index, tensor, like)
-            if per_row:
-                checks.shape(label, tensor, (*layout.time_shape, leading, size), f"{layout.letters[:-1]}, L*K, H)")
-                parts.append(tensor.reshape(layout.rows.P, leading, size))
-            else:
-                checks.shape(label, tensor, layout.state_shape(leading, size), layout.state_letters)
-                parts.append(layout.state_to_rows(tensor))
+        try:
+            per_row = _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed)
+        except (ValueError, RuntimeError) as error:
+            theirs = None if other_words is None else other_words(value)
+            raise theirs or error from None
+        if leading is None:
+            value = [tensor.unsqueeze(-2 if per_row else 0) for tensor in value]
+        parts = [tensor.flatten(0, -3) if per_row else layout.state_to_rows(tensor) for tensor in value]
         wide = state_dtype(like.dtype)
-        return cls(parts[0], torch.stack([part.to(wide) for part in parts[1:]]), per_row)
+        return cls(parts[0].to(like.dtype), torch.stack([part.to(wide) for part in parts[1:]]), per_row)
 
     def layer(self, layer: int, K: int, N: int) -> tuple[Tensor, Tensor]:
         """``(h, s)`` of one layer as :func:`xlstm_fused.ops.recurrence` takes them, units split into N heads."""
@@ -53,5 +57,16 @@ class States:
         return h.unflatten(-1, (N, -1)).contiguous(), others.unflatten(-1, (N, -1)).contiguous()
 
 
-def _is_per_row(first: Tensor, layout: Layout, leading: int, size: int) -> bool:
-    return first.dim() == len(layout.time_shape) + 2 and tuple(first.shape) != layout.state_shape(leading, size)
+def _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed) -> bool:
+    """Whether states have one entry per step instead of per sequence; an error if they fit neither."""
+    checks.state(name, value, cell.name)
+    layers = {} if leading is None else {"L*K": leading}
+    per_sequence, per_row = layers | layout.batch_shape, layout.time_shape | layers
+    forms = [per_sequence, per_row] if per_row_allowed else [per_sequence]
+    for index, (part, tensor, size) in enumerate(zip(cell.states, value, sizes)):
+        label = f"{name}[{part!r}]"
+        checks.state_part(label, index, tensor, like)
+        units = {"H" if size == sizes[-1] else "F": size}
+        # The first state decides which form all have.
+        forms = [forms[checks.shape(label, tensor, *(form | units for form in forms))]]
+    return forms[0] is per_row

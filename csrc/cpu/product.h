@@ -24,11 +24,13 @@ void tile(const E* __restrict panel, int64_t K, const E* __restrict a, int64_t l
     for (int v = 0; v < NV; ++v) acc[i][v] = first ? V(0) : V::load(c + (i * NP + v) * W);
   }
   for (int64_t k = 0; k < K; ++k) {
-    V x[MB];
-    for (int i = 0; i < MB; ++i) x[i] = V(a[i * lda + k]);
-    for (int v = 0; v < NV; ++v) {
-      const V r = V::load(panel + (k * NP + v) * W);
-      for (int i = 0; i < MB; ++i) acc[i][v] = fma(x[i], r, acc[i][v]);
+    // The panel's vectors stay in registers and each row's number is used up at once: the compiler keeps this order, and
+    // any other would push sums out of the registers.
+    V r[NV];
+    for (int v = 0; v < NV; ++v) r[v] = V::load(panel + (k * NP + v) * W);
+    for (int i = 0; i < MB; ++i) {
+      const V x(a[i * lda + k]);
+      for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, r[v], acc[i][v]);
     }
   }
   for (int i = 0; i < MB; ++i) {

@@ -35,14 +35,10 @@ XF_VECF SplitExp<W> split_exp(Vec<float, W> x) {
   return {shifted, fma(r * r, q, r)};
 }
 
-// 2^k for integers k in [-126, 127].
-template <int W>
-XF_HD Vec<float, W> power_of_two(typename Vec<float, W>::Bits k) {
-  return Vec<float, W>((k + 127) << 23);
-}
-
-XF_VECF typename Vec<float, W>::Bits exponent(Vec<float, W> shifted) {
-  return shifted.bits() - Vec<float, W>(kRounder).bits();
+// 2^(k + offset), if k + offset is in [-126, 127]. Of kRounder's bits none is left by the shift.
+template <int offset = 0, int W>
+XF_HD Vec<float, W> scale(Vec<float, W> shifted) {
+  return Vec<float, W>((shifted.bits() << 23) + ((127 + offset) << 23));
 }
 
 // |x| with the sign of `sign`.
@@ -57,10 +53,19 @@ XF_VECF Vec<float, W> exp(Vec<float, W> x) {
   // Beyond these the result is infinite or zero anyway; NaN passes.
   x = select(x > V(89), V(89), select(x < V(-104), V(-104), x));
   const SplitExp<W> split = split_exp(x);
-  const auto k = exponent(split.shifted);
+  const auto k = split.shifted.bits() - V(kRounder).bits();
   const auto half = k >> 1;
   // Two factors: 2^k alone has no float where the result is subnormal or overflows.
-  return (split.e + V(1)) * power_of_two<W>(half) * power_of_two<W>(k - half);
+  return (split.e + V(1)) * V((half + 127) << 23) * V((k - half + 127) << 23);
+}
+
+// e^x for x <= 0.
+XF_VECF Vec<float, W> exp_of_negative(Vec<float, W> x) {
+  using V = Vec<float, W>;
+  const SplitExp<W> split = split_exp(select(x < V(-104), V(-104), x));
+  // 2^(k + 24), since 2^k may be subnormal.
+  const V factor = scale<24>(split.shifted);
+  return fma(factor, split.e, factor) * V(0x1p-24f);
 }
 
 XF_VECF Vec<float, W> tanh(Vec<float, W> x) {
@@ -69,20 +74,20 @@ XF_VECF Vec<float, W> tanh(Vec<float, W> x) {
   t = t + t;
   t = select(t < V(-20), V(-20), t);  // tanh(10) rounds to 1
   const SplitExp<W> split = split_exp(t);
-  const V scale = power_of_two<W>(exponent(split.shifted));
+  const V factor = scale(split.shifted);
   // (e^t - 1) / (e^t + 1), each formed from the parts of e^t with one rounding.
-  return with_sign(fma(scale, split.e, scale - V(1)) / fma(scale, split.e, scale + V(1)), x);
+  return with_sign(fma(factor, split.e, factor - V(1)) / fma(factor, split.e, factor + V(1)), x);
 }
 
 XF_VECF Vec<float, W> sigmoid(Vec<float, W> x) {
   using V = Vec<float, W>;
-  const V e = exp(minus_abs(x));  // no overflow, and small results keep their digits
+  const V e = exp_of_negative(minus_abs(x));  // no overflow, and small results keep their digits
   return select(x < V(0), e, V(1)) / (e + V(1));
 }
 
 XF_VECF Vec<float, W> log_sigmoid(Vec<float, W> x) {
   using V = Vec<float, W>;
-  const V t = exp(minus_abs(x));
+  const V t = exp_of_negative(minus_abs(x));
   V q = fma(V(0x1.2152a4p-9f), t, V(-0x1.d4ea54p-7f));
   q = fma(q, t, V(0x1.63dc08p-5f));
   q = fma(q, t, V(-0x1.5b643ep-4f));

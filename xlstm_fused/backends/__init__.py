@@ -54,6 +54,8 @@ def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str |
     return load(name).refuses(device_type, dtype, cell)
 
 
+# torch.compile runs this while it traces: importing a module is nothing to put into a graph.
+@torch.compiler.assume_constant_result
 def choose(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
     """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first in :data:`ORDER` that does not refuse.
 
