@@ -1,6 +1,7 @@
 // The forward pass of one job.
 #pragma once
 
+#include "cpu/pack.h"
 #include "cpu/product.h"
 #include "cpu/step.h"
 
@@ -44,13 +45,28 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
       const E* h = exchange_ + step % 2 * size_.exchange;
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
       for (int64_t v = job_.begin; v < job_.end; ++v) {
-        multiply<G>(panel(v), p_.D, h, size_.stride, active, sums_);
+        product(v, active, h);
         for (int64_t i = 0; i < active; ++i) advance(i, v * W, next_h);
       }
     }
   }
 
  private:
+  void product(int64_t v, int64_t active, const E* h) {
+    if (job_.panels) return multiply<G>(panel(v), p_.D, h, size_.stride, active, sums_);
+    for (int64_t i = 0; i < active;) {
+      const E* x = h + i * size_.stride;
+      E* sums = sums_ + i * G * W;
+      if (active - i >= 4) {
+        multiply_once<Storage, G, 4>(p_, job_.k, job_.n, v, x, size_.stride, sums);
+        i += 4;
+      } else {
+        multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, x, size_.stride, sums);
+        i += 1;
+      }
+    }
+  }
+
   // The state before the first step; where there is no step, it is the final one.
   void start(int64_t i) {
     const int64_t b = job_.sequences[i];

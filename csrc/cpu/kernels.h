@@ -17,7 +17,7 @@ struct Job {
   int64_t count;
   int64_t begin, end;  // this thread's units, counted in vectors
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
-  const void* panels;  // the head's matrix as packed
+  const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
 };

@@ -29,6 +29,16 @@ XF_HD void transpose(Vec<E, W> (&x)[W], std::integer_sequence<int, Lane...>) {
   }
 }
 
+// x[i] = row i of a matrix whose rows are `stride` apart; zero outside of the first `rows` and `columns`.
+template <class Storage, int W>
+XF_HD void load_square(const Storage* p, int64_t stride, int rows, int columns, VecOf<Storage> (&x)[W]) {
+  if (__builtin_expect(rows == W && columns == W, 1)) {
+    for (int i = 0; i < W; ++i) x[i] = load(p + i * stride);
+  } else {
+    for (int i = 0; i < W; ++i) x[i] = i < rows ? load(p + i * stride, columns) : VecOf<Storage>(0);
+  }
+}
+
 // Vectors [begin, end) of units of head n, each a panel [D_in][G][W] whose outputs are one vector of every gate.
 template <class Storage, int G>
 void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
@@ -37,18 +47,39 @@ void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end
   const int64_t D = p.D;
   for (int64_t v = begin; v < end; ++v) {
     E* panel = static_cast<E*>(panels) + v * D * G * W;
-    for (int g = 0; g < G; ++g) {
-      const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W * D;
-      for (int64_t in = 0; in < D; in += W) {
-        const int columns = int(D - in < W ? D - in : W);
+    const int rows = int(D - v * W < W ? D - v * W : W);
+    for (int64_t in = 0; in < D; in += W) {
+      const int columns = int(D - in < W ? D - in : W);
+      for (int g = 0; g < G; ++g) {
         VecOf<Storage> x[W];
-        for (int i = 0; i < W; ++i) {
-          x[i] = v * W + i < D ? load(source + i * D + in, columns) : VecOf<Storage>(0);
-        }
+        load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
         transpose(x, std::make_integer_sequence<int, W>());
         for (int i = 0; i < columns; ++i) x[i].store(panel + ((in + i) * G + g) * W);
       }
     }
+  }
+}
+
+// Sums[rows][G][W] = h[rows][D_in] times the vector v of units of every gate, without a packed panel: what a matrix is
+// worth that is used once. The same sums, in the same order, as multiply() forms of the panel.
+template <class Storage, int G, int MB, class E>
+void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* h, int64_t ldh, E* sums) {
+  constexpr int W = kLanes<E>;
+  const int64_t D = p.D;
+  const int units = int(D - v * W < W ? D - v * W : W);
+  for (int g = 0; g < G; ++g) {
+    VecOf<Storage> acc[MB];
+    for (int i = 0; i < MB; ++i) acc[i] = VecOf<Storage>(0);
+    for (int64_t in = 0; in < D; in += W) {
+      const int columns = int(D - in < W ? D - in : W);
+      VecOf<Storage> x[W];
+      load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, units, columns, x);
+      transpose(x, std::make_integer_sequence<int, W>());
+      for (int j = 0; j < columns; ++j) {
+        for (int i = 0; i < MB; ++i) acc[i] = fma(VecOf<Storage>(h[i * ldh + in + j]), x[j], acc[i]);
+      }
+    }
+    for (int i = 0; i < MB; ++i) acc[i].store(sums + (i * G + g) * W);
   }
 }
 

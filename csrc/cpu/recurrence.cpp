@@ -44,7 +44,7 @@ std::vector<int64_t> tile_sequences(const Rows& rows, int64_t tiles) {
 
 // What the passes differ in, for the driver.
 struct Pass {
-  void (*pack)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);
+  void (*pack)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: the matrix is used unpacked
   int64_t columns;  // of the rows that meet the packed matrix
   int64_t planes;   // arrays of the states' size
 };
@@ -66,7 +66,7 @@ class Call {
     const int64_t element = kernel_.element_size;
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
-    panel_bytes_ = align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * element);
+    panel_bytes_ = pass_.pack ? align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * element) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
@@ -84,6 +84,7 @@ class Call {
 
   // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
   void pack(int64_t thread) {
+    if (!pass_.pack) return;
     int64_t turn = 0;
     for (int64_t head = 0; head < p_.K * p_.N; ++head) {
       for (int64_t member = 0; member < plan_.team; ++member) {
@@ -119,7 +120,7 @@ class Call {
     const int64_t first = tile * few + std::min(tile, more);
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
-                  plan_.team > 1 ? barriers_ + team : nullptr, panels_ + head * panel_bytes_,
+                  plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr,
                   shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
   }
 
@@ -184,8 +185,11 @@ Shape shape_of(const Problem& p, const Kernel& kernel) {
 
 void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, Plan plan) {
   if (is_empty(params)) return;
-  Call<ForwardParams> call(params, kernel, {kernel.pack_fwd, params.D, kernel.states}, kernel.forward);
-  execute(call, shape_of(params, kernel), plan);
+  const Shape shape = shape_of(params, kernel);
+  // Packing costs about as much as a step of a few rows.
+  const bool once = shape.T <= 1 && shape.B <= 8;
+  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack_fwd, params.D, kernel.states}, kernel.forward);
+  execute(call, shape, plan);
 }
 
 void recurrence_bwd(const BackwardParams& params, const Kernel& kernel, Plan plan) {
