@@ -11,9 +11,9 @@ from .dtypes import FLOATING, autocast_dtype, state_dtype
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether looking at the values costs no device synchronisation and breaks no trace."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and (
-        not torch.compiler.is_compiling())
+    """Whether looking at the values costs no device synchronisation and breaks no trace or torch.func transform."""
+    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter) and (
+        tensor.device.type == "cpu") and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def tensor(name: str, value, device: torch.device | None = None) -> None:

@@ -212,8 +212,8 @@ class FusedxLSTM(nn.RNNBase):
     def _layer_weights(self, layer, like):
         """``(weight_ih (K*G*H, I), weight_hh (K*G*H, D), bias (K*G*H,) or None, weight_hr (K, F, H) or None)``.
 
-        Each must have the device of ``like``, and its dtype but for autocast. Read by attribute at every call, so that whatever replaces a
-        parameter (parametrizations, functional_call, pruning) is seen.
+        Each in the dtype of ``like``, which, autocast apart, it must have, like the device. Read by attribute at every
+        call, so that whatever replaces a parameter (parametrizations, functional_call, pruning) is seen.
         """
         suffixes = ("", "_reverse")[:self._directions]
 
@@ -223,14 +223,15 @@ class FusedxLSTM(nn.RNNBase):
                 if part.device != like.device:
                     raise _different_devices(like, "parameter", part)
                 checks.castable(f"{name}_l{layer}{suffix}", part, (like.dtype,))
-            return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like.dtype)
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         bias = parameter("bias_ih") + parameter("bias_hh") if self.bias else None
         weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size) if self.proj_size else None
-        return parameter("weight_ih"), parameter("weight_hh"), bias, weight_hr
+        weights = parameter("weight_ih"), parameter("weight_hh"), bias, weight_hr
+        return tuple(None if weight is None else weight.to(like.dtype) for weight in weights)
 
     def _check_data(self, input) -> Tensor:
-        """The tensor that holds the input's values, as autocast casts it. Types and messages of errors are nn.LSTM's."""
+        """The tensor that holds the input's values, as autocast casts it. The errors are those of nn.LSTM."""
         packed = isinstance(input, PackedSequence)
         data = input.data if packed else input
         checks.tensor("input", data)
