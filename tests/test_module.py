@@ -8,7 +8,7 @@ from tolerances import assert_close
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from xlstm_fused import FusedxLSTM, FusedxLSTMCell, backends
+from xlstm_fused import FusedxLSTM, backends
 from xlstm_fused.cells import CELLS
 
 BACKENDS = [name for name, row in backends().items() if row.ready]
@@ -43,20 +43,22 @@ def test_equals_nn_lstm(T, B, I, H, num_layers, bias, batch_first, bidirectional
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("enforce_sorted", (True, False))
-def test_packed_and_lengths_equal_nn_lstm(enforce_sorted, backend):
-    theirs = nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64)
-    ours = FusedxLSTM(3, 5, 2, bidirectional=True, dtype=torch.float64, backend=backend)
+@pytest.mark.parametrize("batch_first", (True, False))
+# Much padding, which is left out, and little, which is not.
+@pytest.mark.parametrize("enforce_sorted, lengths", ((True, [6, 4, 3, 1]), (False, [3, 6, 1, 4]), (False, [6, 5, 6, 6])))
+def test_packed_and_lengths_equal_nn_lstm(enforce_sorted, lengths, batch_first, backend):
+    theirs = nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64, batch_first=batch_first)
+    ours = FusedxLSTM(3, 5, 2, bidirectional=True, dtype=torch.float64, batch_first=batch_first, backend=backend)
     ours.load_state_dict(theirs.state_dict())
-    lengths = torch.tensor([6, 4, 3, 1] if enforce_sorted else [3, 6, 1, 4])
-    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    lengths = torch.tensor(lengths)
+    x = torch.randn(*((4, 6) if batch_first else (6, 4)), 3, dtype=torch.float64)
     hx = tuple(torch.randn(4, 4, 5, dtype=torch.float64) for _ in range(2))
-    packed = pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
+    packed = pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=enforce_sorted)
     expected, state = theirs(packed, hx)
     got, got_state = ours(packed, hx)
     assert_close(got.data, expected.data, "packed output")
     ragged, ragged_state = ours(x, hx, lengths=lengths)
-    assert_close(ragged, pad_packed_sequence(expected)[0], "output with lengths")
+    assert_close(ragged, pad_packed_sequence(expected, batch_first=batch_first)[0], "output with lengths")
     for a, b, c in zip(state, got_state, ragged_state):
         assert_close(b, a, "packed state")
         assert_close(c, a, "state with lengths")
@@ -89,14 +91,3 @@ def test_gradcheck_and_gradgradcheck(cell, num_heads, bidirectional, structure, 
     inputs = (x, *states, *parameters)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True, check_undefined_grad=False)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True, check_undefined_grad=False)
-
-
-def test_cell_module_equals_nn_lstmcell():
-    theirs, ours = nn.LSTMCell(3, 5, dtype=torch.float64), FusedxLSTMCell(3, 5, dtype=torch.float64)
-    ours.load_state_dict(theirs.state_dict())
-    for shape in ((2,), ()):
-        x = torch.randn(*shape, 3, dtype=torch.float64)
-        hx = tuple(torch.randn(*shape, 5, dtype=torch.float64) for _ in range(2))
-        for state in (None, hx):
-            for got, want in zip(ours(x, state), theirs(x, state)):
-                assert_close(got, want)

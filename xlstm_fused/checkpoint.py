@@ -192,9 +192,11 @@ class _Layer(torch.autograd.Function):
         wx = _gates(x, weight_ih, bias, weight_hh)
         if torch.is_grad_enabled():
             # The gradients are to be differentiated: by functions that can be.
-            output, _, _, pre, states = ops.Recurrence.apply(wx, *problem, *options)
-            dwx, *rest = ops.RecurrenceBackward.apply(*problem, pre, states, output, d_output, d_h_n, d_s_n, None, None,
-                                                      *options)
+            output, _, _, pre, states = ops.registered.forward.default(wx, *problem, *options)
+            dwx, *rest = ops.registered.backward.default(*problem, pre, states, output, d_output, d_h_n, d_s_n, None,
+                                                         None, *options)
+            rest.insert(0, ops.weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask,
+                                               Rows.from_arguments(*options[:-3]), False))
         else:
             dwx, *rest = _backward(wx, problem, output, kept_h, kept_s, d_output, d_h_n, d_s_n, every, options)
         dwx = dwx.flatten(1)

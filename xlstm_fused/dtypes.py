@@ -10,9 +10,20 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``value.to(dtype)``, at less cost where there is nothing to do."""
+    return value if value.dtype == dtype else value.to(dtype)
+
+
+# Dynamo of torch 2.11 cannot trace this, nor has it to: the answer does not change.
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast_dtype(value: torch.Tensor) -> torch.dtype:
     """The dtype of ``value``, or the one into which an autocast that is on for its device casts it; float64 stays."""
     kind, dtype = value.device.type, value.dtype
-    if dtype == torch.float64 or dtype not in FLOATING or not torch.amp.is_autocast_available(kind):
+    if dtype == torch.float64 or dtype not in FLOATING or not _has_autocast(kind):
         return dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

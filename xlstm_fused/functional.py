@@ -77,10 +77,10 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(0, 1, N)
     per_row = reset_state is not None and reset_state.per_row
 
+    wx = layout.select(wx.flatten(0, -2)).reshape(layout.rows.P, 1, G, N, D).contiguous()
     output, h_n, s_n, pre, states = ops.recurrence(
-        wx.reshape(layout.rows.P, 1, G, N, D).contiguous(), weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0,
-        layout.rows, cell, reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, reverse=reverse,
-        backend=backend, save=trace)
+        wx, weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0, layout.rows, cell, reset=reset, reset_h=reset_h,
+        reset_s=reset_s, reset_per_row=per_row, reverse=reverse, backend=backend, save=trace)
     output = output.flatten(1)
     final = tuple(layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
     if not trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,25 @@ from . import checks
 from .rows import Rows
 
 
+# With ``lengths``, padding is left out of all work where it is more than this share of the rows, and can be told without
+# waiting for a device. Below, to copy the rest costs as much as it saves.
+_PADDING_WORTH_LEAVING = 0.1
+
+
 @dataclass(frozen=True)
 class Layout:
     """One batch: its rows, and how values given per row or per sequence look to the user.
 
     ``time_shape`` has the sizes before the features, by the letters that name them in messages: (T, B), (B, T) if
-    batch_first, (T,) for one unbatched sequence, or (rows,) for PackedSequence and cu_seqlens.
+    batch_first, (T,) for one unbatched sequence, or (rows,) for PackedSequence and cu_seqlens. ``index`` (P,) says which
+    of the user's rows are among ``rows``, where not all are.
     """
 
     rows: Rows
     time_shape: dict[str, int]
     is_unbatched: bool = False
     packed: PackedSequence | None = None
+    index: Tensor | None = None
 
     @classmethod
     def of(cls, data: Tensor | PackedSequence, batch_first: bool, lengths=None, cu_seqlens=None) -> Layout:
@@ -57,12 +65,20 @@ class Layout:
             time_shape = {"T": T, "B": B}
         if lengths is not None:
             lengths = checks.lengths(lengths, T, B, data.device)
+            if checks.readable(lengths) and 0 < int(lengths.sum()) <= (1 - _PADDING_WORTH_LEAVING) * T * B:
+                b, t = (torch.arange(T) < lengths.unsqueeze(1)).nonzero().unbind(1)
+                rows = Rows(T, B, len(b), 1, 0, batch_offset=lengths.cumsum(0) - lengths, length=lengths)
+                return cls(rows, time_shape, is_unbatched, index=b * T + t if batch_first else t * B + b)
         return cls(Rows.dense(T, B, batch_first, lengths), time_shape, is_unbatched)
 
     def to_rows(self, data: Tensor | PackedSequence) -> Tensor:
         """(P, features), contiguous; padding rows are zero, so that nothing in them reaches a weight's gradient."""
         data = data.data if isinstance(data, PackedSequence) else data
-        return self.zero_padding(data.reshape(self.rows.P, data.shape[-1]))
+        return self.zero_padding(self.select(data.flatten(0, -2)))
+
+    def select(self, values: Tensor) -> Tensor:
+        """(P, ..) of the user's rows (.., ..)."""
+        return values if self.index is None else values.index_select(0, self.index)
 
     def zero_padding(self, values: Tensor) -> Tensor:
         """(P, ..) with padding rows set to zero."""
@@ -73,10 +89,11 @@ class Layout:
 
     def dropout(self, values: Tensor, p: float, training: bool) -> Tensor:
         """Dropout of (P, features). The random numbers are nn.LSTM's, which go by time first whatever the layout."""
-        if not training or not self.rows.is_batch_first:
+        batch_first = next(iter(self.time_shape)) == "B"
+        if not training or self.index is None and not batch_first:
             return F.dropout(values, p, training)
-        ones = values.new_ones(self.rows.T, self.rows.B, values.shape[-1])
-        return values * F.dropout(ones, p).transpose(0, 1).reshape(values.shape)
+        factor = F.dropout(values.new_ones(self.rows.T, self.rows.B, values.shape[-1]), p)
+        return values * self.select((factor.transpose(0, 1) if batch_first else factor).flatten(0, 1))
 
     def from_rows(self, values: Tensor) -> Tensor | PackedSequence:
         """(P, features) in the form of the input."""
@@ -86,6 +103,9 @@ class Layout:
 
     def tensor_from_rows(self, values: Tensor) -> Tensor:
         """(P, features) with the time shape of the input; of a PackedSequence, what would be its ``data``."""
+        if self.index is not None:
+            everywhere = values.new_zeros(math.prod(self.time_shape.values()), values.shape[-1])
+            values = everywhere.index_copy(0, self.index, values)
         return values.reshape(*self.time_shape.values(), values.shape[-1])
 
     def reset_rows(self, reset, device: torch.device) -> Tensor | None:
@@ -93,7 +113,7 @@ class Layout:
         if reset is None:
             return None
         checks.reset(reset, self.time_shape, device)
-        return (reset != 0).reshape(self.rows.P).to(torch.uint8)
+        return self.select((reset != 0).flatten()).to(torch.uint8)
 
     @property
     def batch_shape(self) -> dict[str, int]:

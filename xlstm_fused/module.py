@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checkpoint, checks, ops, projection
-from .backends import choose
+from . import checkpoint, checks, onnx, ops, projection
 from .cells import CELLS
-from .dtypes import autocast_dtype
+from .dtypes import autocast_dtype, cast
 from .layout import Layout
-from .states import States
+from .states import States, by_layer
 from .trace import Trace, layer_trace
 
 
@@ -127,7 +126,8 @@ class FusedxLSTM(nn.RNNBase):
                 or a PackedSequence.
             hx: initial state, (h, c) or (h, c, n, m), each (L*K, B, H), ``h`` (L*K, B, F); without the B for one
                 sequence; zeros if None. ``h`` in the input's dtype, the others in that, or in float32 (float64 for a
-                float64 layer).
+                float64 layer). Or a list with one such tuple per layer, each tensor without the L*K, with K first if
+                ``bidirectional``.
             lengths: number of steps of each sequence, B integers in [0, T]. Output past a length is zero, and the
                 final state is that of the last valid step.
             cu_seqlens: (B + 1,) integers, where each of B sequences laid end to end begins, then the number of rows.
@@ -154,11 +154,12 @@ class FusedxLSTM(nn.RNNBase):
         kind, L, K = CELLS[self.cell], self.num_layers, self._directions
         sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (len(kind.states) - 1))
         words = partial(self._words_of_nn_lstm, data, layout, sizes) if self.cell == "lstm" else None
+        hx = by_layer("hx", hx, data, layout, kind, sizes, L, K)
         state = States.read("hx", hx, data, layout, kind, sizes, L * K, other_words=words)
         checks.reset_state(reset_state, reset)
         reset = layout.reset_rows(reset, data.device)
         reset_state = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
-        backend = choose(self.backend, data.device.type, data.dtype, self.cell)
+        backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell)
 
         x, finals, traces = layout.to_rows(data), [], []
         for layer in range(L):
@@ -169,7 +170,7 @@ class FusedxLSTM(nn.RNNBase):
             traces.append(layer_trace)
         final = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0]) for parts in zip(*finals))
         if self.cell == "lstm":
-            final = final[0], final[1].to(data.dtype)
+            final = final[0], cast(final[1], data.dtype)
         output = layout.from_rows(x)
         return (output, final, Trace(traces)) if trace else (output, final)
 
@@ -190,21 +191,24 @@ class FusedxLSTM(nn.RNNBase):
         K, N, G, H = self._directions, self.num_heads, len(CELLS[self.cell].gates), self.hidden_size
         weight_hh = weight_hh.reshape(K, G, N, H // N, -1).contiguous()
         h0, s0 = (None, None) if state is None else state.layer(layer, K, N)
+        if onnx.is_exporting():
+            onnx.check(self, layout, reset, trace)
+            return *onnx.layer(x, layout, weight_ih, weight_hh, bias, h0, s0), None
         reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(layer, K, N)
         per_row = reset_state is not None and reset_state.per_row
         options = dict(reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, backend=backend)
         if self.recurrent_dropout and self.training:
             options["h_mask"] = F.dropout(x.new_ones(K, layout.rows.B, N, H // N), self.recurrent_dropout)
-        if self.checkpoint_every and not trace and torch.is_grad_enabled():
+        if self.checkpoint_every and not trace and torch.is_grad_enabled() and ops.is_plain():
             output, h_n, s_n = checkpoint.layer(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell,
                                                 self.checkpoint_every, **options)
-            return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3)), None
+            return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3).unbind(0)), None
         wx = F.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
         run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)
         output, h_n, s_n, pre, states = run(wx, weight_hh, h0=h0, s0=s0, rows=layout.rows, cell=self.cell, save=trace,
                                             **options)
         output = output.flatten(1)
-        final = (h_n.flatten(2), *s_n.flatten(3))
+        final = (h_n.flatten(2), *s_n.flatten(3).unbind(0))
         if not trace:
             return output, final, None
         return output, final, layer_trace(layout, self.cell, output, pre, states, s0, reset, reset_s, per_row, False)
@@ -215,20 +219,26 @@ class FusedxLSTM(nn.RNNBase):
         Each in the dtype of ``like``, which, autocast apart, it must have, like the device. Read by attribute at every
         call, so that whatever replaces a parameter (parametrizations, functional_call, pruning) is seen.
         """
-        suffixes = ("", "_reverse")[:self._directions]
+        dtype, device = like.dtype, like.device
+
+        def one(name):
+            part = getattr(self, name)
+            if part.device != device:
+                raise _different_devices(like, "parameter", part)
+            if part.dtype != dtype:
+                checks.castable(name, part, (dtype,))
+            return part
 
         def parameter(name):
-            parts = [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
-            for part, suffix in zip(parts, suffixes):
-                if part.device != like.device:
-                    raise _different_devices(like, "parameter", part)
-                checks.castable(f"{name}_l{layer}{suffix}", part, (like.dtype,))
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            name = f"{name}_l{layer}"
+            return torch.cat((one(name), one(f"{name}_reverse"))) if self.bidirectional else one(name)
 
-        bias = parameter("bias_ih") + parameter("bias_hh") if self.bias else None
-        weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size) if self.proj_size else None
-        weights = parameter("weight_ih"), parameter("weight_hh"), bias, weight_hr
-        return tuple(None if weight is None else weight.to(like.dtype) for weight in weights)
+        weight_ih, weight_hh, bias, weight_hr = parameter("weight_ih"), parameter("weight_hh"), None, None
+        if self.bias:
+            bias = cast(parameter("bias_ih") + parameter("bias_hh"), dtype)
+        if self.proj_size:
+            weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size).to(dtype)
+        return cast(weight_ih, dtype), cast(weight_hh, dtype), bias, weight_hr
 
     def _check_data(self, input) -> Tensor:
         """The tensor that holds the input's values, as autocast casts it. The errors are those of nn.LSTM."""
@@ -250,7 +260,7 @@ class FusedxLSTM(nn.RNNBase):
         if data.shape[-1] != self.input_size:
             raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
                                f"got {data.shape[-1]}")
-        return data.to(autocast_dtype(data))
+        return cast(data, autocast_dtype(data))
 
     def _words_of_nn_lstm(self, data, layout, sizes, hx) -> Exception | None:
         """The error of nn.LSTM for an ``hx`` that is wrong; None if it has no words for that."""

@@ -7,9 +7,13 @@ Function, so that derivatives of any order are exact. Shapes are those of :mod:`
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from . import onnx, vmap
 from .backends import choose, load, reference
 from .cells import CELLS
 from .dtypes import state_dtype
@@ -32,15 +36,15 @@ _SCHEMAS = {
 _ROW_FIELDS = 9
 
 
-def _implementation(name):
-    """The op's body: the trailing options become a Rows, and the backend's function of that name runs."""
+def _run(name, backend, *arguments):
+    """The function ``name`` of a backend's module, with the arguments of the op: trailing options become a Rows."""
+    *tensors, cell, reverse, _ = arguments
+    rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
+    return getattr(backend, name)(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
 
-    def run(*arguments):
-        *tensors, cell, reverse, backend = arguments
-        rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
-        return getattr(load(backend), name)(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
 
-    return run
+def _run_on_chosen(name, *arguments):
+    return _run(name, load(arguments[-1]), *arguments)
 
 
 def _fake_forward(wx, weight_hh, *rest, save=True):
@@ -68,54 +72,70 @@ def _fake_backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 for _name, _fake in (("inference", _fake_inference), ("forward", _fake_forward), ("backward", _fake_backward)):
     _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
+    _library.impl(_name, partial(_run_on_chosen, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_library)
 
 registered = getattr(torch.ops, NAMESPACE)
 
 
-class Recurrence(torch.autograd.Function):
-    """``forward`` with its derivative. ``options`` are the non-differentiable arguments of :data:`_OPTIONS`."""
+class _Derivative(torch.autograd.Function):
+    """What the Autograd kernel of an op records."""
+
+    @classmethod
+    def apply(cls, *arguments):
+        # Not Function.apply: the dispatcher comes here once for each torch.func transform, with that one's tensors.
+        if not torch._C._are_functorch_transforms_active():
+            return super(torch.autograd.Function, cls).apply(*arguments)
+        with torch._functorch.utils.enable_single_level_autograd_function():
+            return super(torch.autograd.Function, cls).apply(*arguments)
+
+
+def _below_autograd(op, *arguments):
+    # Gradients stay enabled, which is the next torch.func transform's affair; without one, nothing records here.
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
+        return op(*arguments)
+
+
+class _Forward(_Derivative):
+    """``forward``; its derivative is ``backward``, and a product for the recurrent matrix."""
 
     @staticmethod
     def forward(*arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            return registered.forward.default(*arguments)
+        return _below_autograd(registered.forward.default, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, *options = inputs
         output, _, _, pre, states = output
-        ctx.row_arguments, ctx.options = options[3:_ROW_FIELDS], options[_ROW_FIELDS:]
-        ctx.has_state = h0 is not None, s0 is not None
+        ctx.options = options[3:]
         ctx.save_for_backward(weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *options[:3])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_s_n, d_pre, d_states):
-        (weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors) = ctx.saved_tensors
-        dwx, d_weight, dh0, ds0, d_reset_h, d_reset_s = RecurrenceBackward.apply(
-            weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output,
-            d_output, d_h_n, d_s_n, d_pre, d_states, *row_tensors, *ctx.row_arguments, *ctx.options)
-        return (dwx, d_weight, dh0 if h0 is not None else None, ds0 if s0 is not None else None, None,
-                d_reset_h if reset_h is not None else None, d_reset_s if reset_s is not None else None,
-                None, None, *[None] * len(ctx.needs_input_grad[9:]))
+    def backward(ctx, *gradients):
+        weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
+        options = *row_tensors, *ctx.options
+        dwx, *others = registered.backward.default(weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask,
+                                                   pre, states, output, *gradients, *options)
+        _, of_weight, *of_others = [ctx.needs_input_grad[index] for index in (0, 1, 2, 3, 5, 6)]
+        d_weight = None
+        if of_weight:
+            d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
+                                       Rows.from_arguments(*options[:_ROW_FIELDS]), options[-2])
+        dh0, ds0, d_reset_h, d_reset_s = (value if needed else None for value, needed in zip(others, of_others))
+        return dwx, d_weight, dh0, ds0, None, d_reset_h, d_reset_s, *[None] * len(ctx.needs_input_grad[7:])
 
 
-torch.library.register_autograd(f"{NAMESPACE}::forward", Recurrence.backward,
-                                setup_context=Recurrence.setup_context, lib=_library)
+class _Backward(_Derivative):
+    """``backward``; its derivative is the VJP of the reference.
 
-
-class RecurrenceBackward(torch.autograd.Function):
-    """The derivative of :class:`Recurrence` as a function of what it saved and of the incoming gradients.
-
-    Its own derivative is the VJP of the reference. Saved outputs (``pre``, ``states``, ``output``) count as inputs
-    here: their gradients flow back through :class:`Recurrence`, so ``wx`` need not be kept for second derivatives.
+    ``pre``, ``states`` and ``output`` count as inputs here, and their gradients flow back through :class:`_Forward`:
+    so ``wx`` need not be kept for derivatives of second order.
     """
 
     @staticmethod
     def forward(*arguments):
-        return _backward(registered.backward.default, *arguments)
+        return _below_autograd(registered.backward.default, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -138,7 +158,7 @@ class RecurrenceBackward(torch.autograd.Function):
             arguments = list(inputs)
             for index, value in zip(wanted, values):
                 arguments[index] = value
-            results = _backward(_reference_backward, *arguments)
+            results = _run("backward", reference, *arguments)
             return tuple(results[index] for index in used)
 
         _, pull_back = torch.func.vjp(function, *[inputs[index] for index in wanted])
@@ -148,21 +168,33 @@ class RecurrenceBackward(torch.autograd.Function):
         return tuple(results)
 
 
-def _reference_backward(*arguments):
-    """``reference.backward`` with the argument list of the registered op."""
-    *tensors, cell, reverse, _ = arguments
-    rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
-    return reference.backward(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
+def _forward_mode() -> bool:
+    """Whether tangents may be about: in a dual level, or in a jvp that a compiled graph runs."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() and any(
+        each.key() == torch._C._functorch.TransformType.Jvp for each in torch._C._functorch.get_interpreter_stack())
 
 
-def _backward(kernel, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output, *rest):
-    """``kernel``'s gradients with that of ``weight_hh`` put second."""
-    dwx, dh0, ds0, d_reset_h, d_reset_s = kernel(
-        weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output, *rest)
-    *_, cell, reverse, _ = rest
-    rows = Rows.from_arguments(*rest[5:5 + _ROW_FIELDS])
-    d_weight = weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask, rows, reverse)
-    return dwx, d_weight, dh0, ds0, d_reset_h, d_reset_s
+def _with_derivatives(name, *arguments):
+    """The Autograd kernel of op ``name``."""
+    op = getattr(registered, name).default
+    if _forward_mode():
+        # First derivatives by a loop in Python only where that was asked for; higher ones are so in any case.
+        if name != "backward" and arguments[-1] != "reference":
+            raise NotImplementedError(
+                f"backend={arguments[-1]!r} has no forward-mode derivatives (torch.func.jvp, jacfwd, "
+                "torch.autograd.forward_ad): use backend='reference' or 'auto'")
+        return _run(name, reference, *arguments)
+    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
+        function = _Backward if name == "backward" else _Forward
+        return function.apply(*arguments)[:len(op._schema.returns)]
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+for _name in _SCHEMAS:
+    _op = getattr(registered, _name).default
+    _library.impl(_name, partial(_with_derivatives, _name), "Autograd")
+    torch.library.register_vmap(f"{NAMESPACE}::{_name}", vmap.rule(_op), lib=_library)
 
 
 def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, rows, reverse):
@@ -215,6 +247,19 @@ def _shift(values, initial, rows, backwards):
     return torch.cat((kept, initial) if backwards else (initial, kept), time).flatten(0, 1)
 
 
+def backend_for(backend: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
+    """:func:`xlstm_fused.backends.choose`; under forward-mode differentiation "auto" is the reference."""
+    if backend == "auto" and forward_ad._current_level >= 0:
+        return "reference"
+    return choose(backend, device_type, dtype, cell)
+
+
+def is_plain() -> bool:
+    """Whether this is a call by itself: not traced, not transformed by torch.func, not in forward mode."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active() and (
+        forward_ad._current_level < 0)
+
+
 def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,
                h_mask=None, reverse=False, backend="auto", save=False):
     """Run one layer's recurrence: ``(output, h_n, s_n, pre, states)``, the last two None unless ``save``.
@@ -222,14 +267,13 @@ def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, r
     Differentiable in ``wx``, ``weight_hh``, ``h0``, ``s0``, ``reset_h`` and ``reset_s``, to any order. Arguments are
     contiguous and consistent; the callers in this package see to that.
     """
-    backend = choose(backend, wx.device.type, wx.dtype, cell)
+    backend = backend_for(backend, wx.device.type, wx.dtype, cell)
+    name = "forward" if save else "inference"
     arguments = (wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *rows.arguments(),
                  cell, reverse, backend)
-    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
-        function = registered.forward.default if torch.compiler.is_compiling() else Recurrence.apply
-        output, h_n, s_n, pre, states = function(*arguments)
-    elif save:
-        return registered.forward.default(*arguments)
-    else:
-        return *registered.inference.default(*arguments), None, None
-    return (output, h_n, s_n, pre, states) if save else (output, h_n, s_n, None, None)
+    if onnx.is_exporting():
+        onnx.refuse("a recurrence by itself, as in FusedxLSTMCell")
+    # The kernel is what the dispatcher would call where nothing else has a say.
+    call = partial(_with_derivatives, name) if is_plain() else getattr(registered, name).default
+    results = call(*arguments)
+    return results if save else (*results, None, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .cells import Cell
-from .dtypes import state_dtype
+from .dtypes import cast, state_dtype
 from .layout import Layout
 
 
@@ -38,23 +38,58 @@ class States:
         """
         if value is None:
             return None
-        try:
-            per_row = _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed)
-        except (ValueError, RuntimeError) as error:
-            theirs = None if other_words is None else other_words(value)
-            raise theirs or error from None
+        per_row = False
+        if not _is_usual(value, like, layout, sizes, leading):
+            try:
+                per_row = _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed)
+            except (ValueError, RuntimeError) as error:
+                theirs = None if other_words is None else other_words(value)
+                raise theirs or error from None
         if leading is None:
             value = [tensor.unsqueeze(-2 if per_row else 0) for tensor in value]
-        parts = [tensor.flatten(0, -3) if per_row else layout.state_to_rows(tensor) for tensor in value]
+        parts = [layout.select(tensor.flatten(0, -3)) if per_row else layout.state_to_rows(tensor) for tensor in value]
         wide = state_dtype(like.dtype)
-        return cls(parts[0].to(like.dtype), torch.stack([part.to(wide) for part in parts[1:]]), per_row)
+        others = [cast(part, wide) for part in parts[1:]]
+        return cls(cast(parts[0], like.dtype), torch.stack(others) if len(others) > 1 else others[0].unsqueeze(0), per_row)
 
     def layer(self, layer: int, K: int, N: int) -> tuple[Tensor, Tensor]:
         """``(h, s)`` of one layer as :func:`xlstm_fused.ops.recurrence` takes them, units split into N heads."""
-        dim = 1 if self.per_row else 0
-        h = self.h.narrow(dim, layer * K, K)
-        others = self.others.narrow(dim + 1, layer * K, K)
-        return h.unflatten(-1, (N, -1)).contiguous(), others.unflatten(-1, (N, -1)).contiguous()
+        h, others, dim = self.h, self.others, 1 if self.per_row else 0
+        if h.shape[dim] > K:
+            h, others = h.narrow(dim, layer * K, K), others.narrow(dim + 1, layer * K, K)
+        return _split(h, N), _split(others, N)
+
+
+def by_layer(name: str, value, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...], L: int, K: int):
+    """States as a list with one tuple per layer, each (B, H), or (K, B, H) if K = 2, as the tuple of (L*K, B, H) that
+    :meth:`States.read` takes. Anything else stays what it is."""
+    if not isinstance(value, list) or not any(isinstance(each, (tuple, list)) for each in value):
+        return value
+    if len(value) != L:
+        raise ValueError(f"{name}: expected one tuple of states for each of {L} layers, got {len(value)}")
+    form = ({"K": K} if K > 1 else {}) | layout.batch_shape
+    for index, states in enumerate(value):
+        checks.state(f"{name}[{index}]", states, cell.name)
+        for part, tensor, size in zip(cell.states, states, sizes):
+            label = f"{name}[{index}][{part!r}]"
+            checks.state_part(label, cell.states.index(part), tensor, like)
+            checks.shape(label, tensor, form | {"H" if size == sizes[-1] else "F": size})
+    join = torch.stack if K == 1 else torch.cat
+    return tuple(join(parts) for parts in zip(*value))
+
+
+def _split(value: Tensor, N: int) -> Tensor:
+    """(.., H) as (.., N, D), contiguous."""
+    return value.reshape(*value.shape[:-1], N, value.shape[-1] // N).contiguous()
+
+
+def _is_usual(value, like: Tensor, layout: Layout, sizes: tuple[int, ...], leading: int | None) -> bool:
+    """Whether a state is right, one per sequence, in the input's dtype. :func:`_is_per_row` knows the rest, and takes
+    as long as a whole step of a small layer."""
+    lead = layout.batch_shape.values() if leading is None else (leading, *layout.batch_shape.values())
+    return type(value) is tuple and len(value) == len(sizes) and all(
+        isinstance(tensor, Tensor) and tensor.shape == (*lead, size) and tensor.dtype == like.dtype
+        and tensor.device == like.device for tensor, size in zip(value, sizes))
 
 
 def _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed) -> bool:

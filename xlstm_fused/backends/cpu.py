@@ -7,7 +7,9 @@ tensors are checked before they become one.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +57,8 @@ def _address(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: tor
     """The address of a contiguous CPU tensor of this shape and dtype; 0 for None. Anything else is an error."""
     if value is None:
         return 0
+    if value.shape == shape and value.dtype == dtype and value.is_cpu and value.is_contiguous():
+        return value.data_ptr()
     got = tuple(value.shape)
     if value.device.type != "cpu":
         raise RuntimeError(f"{name}: expected a CPU tensor, got one on {value.device}")
@@ -62,24 +66,20 @@ def _address(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: tor
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if got != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {got}")
-    if not value.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {got}")
-    return value.data_ptr()
+    raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {got}")
 
 
-class _Sizes:
+class _Sizes(NamedTuple):
     """The shapes and dtypes of one problem, and the arguments that both passes of the extension share."""
 
-    def __init__(self, weight_hh, rows, cell):
-        if weight_hh.dim() != 5:
-            raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_hh.shape)}")
-        K, _, N, D, _ = weight_hh.shape
-        G, others = len(CELLS[cell].gates), len(CELLS[cell].states) - 1
-        self.storage, self.state = weight_hh.dtype, state_dtype(weight_hh.dtype)
-        self.weight_hh = (K, G, N, D, D)
-        self.gates = (rows.P, K, G, N, D)
-        self.output, self.states = (rows.P, K, N, D), (others, rows.P, K, N, D)
-        self.h0, self.s0 = (K, rows.B, N, D), (others, K, rows.B, N, D)
+    storage: torch.dtype
+    state: torch.dtype
+    weight_hh: tuple[int, ...]
+    gates: tuple[int, ...]
+    output: tuple[int, ...]
+    states: tuple[int, ...]
+    h0: tuple[int, ...]
+    s0: tuple[int, ...]
 
     def problem(self, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
         """The extension's arguments but the last, the arrays of one pass. The tuple is Problem in csrc/params.h."""
@@ -100,13 +100,24 @@ class _Sizes:
             _address("h_mask", h_mask, self.h0, self.storage))
 
 
+# Stepping through an environment asks for the same sizes every time.
+@lru_cache(maxsize=64)
+def _sizes(weight_shape, dtype, P, B, cell) -> _Sizes:
+    if len(weight_shape) != 5:
+        raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_shape)}")
+    K, _, N, D, _ = weight_shape
+    G, others = len(CELLS[cell].gates), len(CELLS[cell].states) - 1
+    return _Sizes(dtype, state_dtype(dtype), (K, G, N, D, D), (P, K, G, N, D), (P, K, N, D), (others, P, K, N, D),
+                  (K, B, N, D), (others, K, B, N, D))
+
+
 def _new(shape, dtype, rows):
     """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
     return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
 
 
 def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
-    sizes = _Sizes(weight_hh, rows, cell)
+    sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     wx_address = _address("wx", wx, sizes.gates, sizes.storage)
     output = _new(sizes.output, sizes.storage, rows)
@@ -130,7 +141,7 @@ def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mas
 def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
              d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
-    sizes = _Sizes(weight_hh, rows, cell)
+    sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     inputs = (("pre", pre, sizes.gates, sizes.storage), ("states", states, sizes.states, sizes.state),
               ("output", output, sizes.output, sizes.storage), ("d_output", d_output, sizes.output, sizes.storage),

@@ -24,7 +24,7 @@ class _Walk:
     def __init__(self, rows, backwards, reset, device):
         self.P = rows.P
         self.index, self.valid = rows.walk(backwards, device)
-        if rows.length is not None:
+        if rows.length is not None and not torch._C._functorch.is_functorch_wrapped_tensor(rows.length):
             longest = int(rows.length.max()) if rows.B else 0
             self.index, self.valid = self.index[:longest], self.valid[:longest]
         self.T = len(self.index)
