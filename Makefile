@@ -5,8 +5,8 @@ BIN = .venv/bin
 # Every install names TORCH, so that none can replace it; the stamp does, so that another TORCH installs again.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet "$(TORCH)"
 INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
-# What tests/test_oracles.py compares with, installed without what only their GPU kernels and models need.
-ORACLES = xlstm==2.0.6 flashrnn==1.0.8
+# What tests compare with, installed without what only their GPU kernels and trained models need.
+ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
 .PHONY: help build demo test info clean

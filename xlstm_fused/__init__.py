@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from . import compat, convert
 from .backends import backends
 from .cell_module import FusedxLSTMCell
 from .functional import recurrence
@@ -10,5 +11,5 @@ from .resets import resets_from_done
 from .trace import LayerTrace, Trace
 
 __version__ = version("xlstm-fused")
-__all__ = ["FusedxLSTM", "FusedxLSTMCell", "LayerTrace", "Trace", "backends", "recurrence",
-           "resets_from_done"]
+__all__ = ["FusedxLSTM", "FusedxLSTMCell", "LayerTrace", "Trace", "backends", "compat", "convert",
+           "recurrence", "resets_from_done"]
