@@ -7,7 +7,7 @@ import torch
 
 import xlstm_fused
 
-from . import demo
+from . import compare, demo
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,13 +16,16 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions, and which backends this machine can run and why not the rest")
     demo.add_arguments(commands.add_parser("demo", help="train a forecaster on a real series, nn.LSTM beside it"))
+    compare.add_arguments(commands.add_parser(
+        "compare", help="nn.LSTM beside FusedxLSTM: output, time and memory", description=compare.DESCRIPTION,
+        epilog=compare.EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter))
     args = parser.parse_args(argv)
     if args.command == "info":
         print(f"xlstm_fused {xlstm_fused.__version__}, torch {torch.__version__}")
         print(xlstm_fused.backends())
         return 0
     try:
-        demo.run(args)
+        {"demo": demo, "compare": compare}[args.command].run(args)
     except demo.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,8 +14,9 @@ from . import checks
 from .compat.flash import from_flashrnn
 from .compat.slstm import SLSTMBlock, SLSTMCell, SLSTMLayer, cell_weights
 from .module import FusedxLSTM
+from .slides import from_slides
 
-__all__ = ["from_flashrnn", "from_lstm", "from_xlstm", "to_lstm"]
+__all__ = ["from_flashrnn", "from_lstm", "from_slides", "from_xlstm", "to_lstm"]
 
 OPTIONS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
 

@@ -108,6 +108,14 @@ void backward(const std::string& cell, const std::string& dtype, const std::stri
   recurrence_bwd(p, kernel, plan);
 }
 
+py::list cells() {
+  py::list names;
+#define XLSTM_FUSED_NAME(cell, Cell) names.append(#cell);
+  XLSTM_FUSED_CELLS(XLSTM_FUSED_NAME)
+#undef XLSTM_FUSED_NAME
+  return names;
+}
+
 py::list runnable_isas() {
   py::list names;
   for (const Isa& isa : isas()) {
@@ -151,6 +159,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("backward", &backward, ARGUMENTS,
              "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams.");
 #undef ARGUMENTS
+  module.def("cells", &cells, "The cells that there are kernels for.");
   module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");
   module.def("missing_isas", &missing_isas, "The other instruction sets -> why their kernels do not run here.");
   module.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("isa"), py::arg("threads"),

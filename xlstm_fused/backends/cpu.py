@@ -38,9 +38,14 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
         return f"it runs on the CPU, not on {device_type} devices"
     if dtype not in _DTYPES:
         return f"it runs {', '.join(_DTYPES.values())}, not {str(dtype).removeprefix('torch.')}"
-    if cell not in CELLS:
-        return f"it has no cell {cell!r}"
-    return None if _cpu is not None else _why_missing()
+    if _cpu is None:
+        return _why_missing()
+    return None if cell in _cells() else f"it has no kernel for cell {cell!r}"
+
+
+@lru_cache(maxsize=1)
+def _cells() -> frozenset[str]:
+    return frozenset(_cpu.cells())
 
 
 def _why_missing() -> str:

@@ -1,0 +1,94 @@
+"""Where the time of one of our calls goes: its matrix products, its kernels, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from .cases import SUITES, Case, select
+from .contestants import roster
+from .measure import CpuClock
+from .problem import Problem
+from .runner import Options
+
+INPUT, FORWARD, BACKWARD, WEIGHTS, COPIES = (
+    "input product", "recurrence kernel, forward", "recurrence kernel, backward",
+    "products for gradients (input, weights)", "copies, sums and other tensor operations")
+PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::matmul", "aten::linear")
+KERNELS = {"xlstm_fused::inference": FORWARD, "xlstm_fused::forward": FORWARD, "xlstm_fused::backward": BACKWARD}
+
+
+def part_of(names: list[str]) -> str:
+    """The part that an operator belongs to, from its name and those of the operators around it, the outermost last."""
+    for name in reversed(names):
+        if name in KERNELS:
+            return KERNELS[name]
+        if name in PRODUCTS:
+            return WEIGHTS if any("Backward" in outer for outer in names) else INPUT
+    return COPIES
+
+
+def split(events: Iterable, calls: int) -> dict[str, float]:
+    """Milliseconds per call of each part, from a profile's events."""
+    parts = dict.fromkeys((INPUT, FORWARD, BACKWARD, WEIGHTS, COPIES), 0.0)
+    for event in events:
+        names, outer = [], event
+        while outer is not None:
+            names.append(outer.name)
+            outer = outer.cpu_parent
+        # Nodes of autograd and Python are no work of their own: what they cost is in the rest.
+        if event.name.startswith(("aten::", "xlstm_fused::")):
+            parts[part_of(names)] += event.self_cpu_time_total / 1e3 / calls
+    return parts
+
+
+def measure(case: Case, mode: str, precision: str, threads: int) -> tuple[float, dict[str, float]] | None:
+    """Milliseconds of a call without the profiler, and of its parts with it; None if no fused backend runs the case."""
+    torch.set_num_threads(threads)
+    ours = next((each for each in roster("cpu") if each.is_ours and each.reason(case, precision) is None), None)
+    if ours is None:
+        return None
+    run = ours.build(Problem(case, "cpu"), precision).runner(mode)
+    clock = CpuClock(threads)
+    seconds = clock.estimate(run)
+    calls = max(3, min(200, round(0.5 / seconds)))
+    total = clock.block(run, calls, 0)[0]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(calls):
+            run()
+    return total, split(profiler.events(), calls)
+
+
+def run(name: str, options: Options, terminal: Console) -> int:
+    cases = select(list(SUITES), name)
+    if not cases:
+        terminal.print(f"no case's name contains {name!r}")
+        return 2
+    case = cases[0]
+    for threads in options.threads:
+        for precision in options.precisions:
+            for mode in options.modes:
+                measured = measure(case, mode, precision, threads)
+                if measured is None:
+                    terminal.print(f"no fused backend runs {case.name} in {precision}")
+                    return 2
+                terminal.print(show(f"{case.name}, {mode}, {precision}, {threads} threads", *measured))
+    return 0
+
+
+def show(title: str, total: float, parts: dict[str, float]) -> Table:
+    """The rest is what no part explains: Python, autograd, dispatch; the profiler makes parts of many short operators
+    seem longer than they are, so it may come out below zero and is then none."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("part")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    rest = max(0.0, total - sum(parts.values()))
+    for name, value in (*parts.items(), ("rest: Python, autograd, dispatch", rest), ("whole call", total)):
+        if value:
+            table.add_row(name, f"{value:.3f}", f"{value / total:.1%}")
+    return table

@@ -1,0 +1,89 @@
+"""What a result needs to be trusted: the code, the versions and the device it came from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("xlstm-fused", "torch", "triton", "flashrnn", "xlstm", "torchrl", "numpy")
+MEASURED = ("xlstm_fused", "csrc", "setup.py")
+
+
+def git(*arguments: str) -> str | None:
+    """The output of a git command in this repository; None without git or outside of a repository."""
+    try:
+        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+@functools.cache
+def source() -> str:
+    """A hash of the measured code, which names it even where there is no git, or changes that are not committed."""
+    digest = hashlib.sha256()
+    for top in MEASURED:
+        path = ROOT / top
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def code() -> dict:
+    """The fields ``commit``, ``dirty`` and ``source`` of a record."""
+    status = git("status", "--porcelain", "--", *MEASURED, "benchmarks", ":(exclude)benchmarks/results")
+    return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": None if status is None else bool(status),
+            "source": source()}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def versions(device_type: str) -> dict:
+    found = {"python": platform.python_version()}
+    found |= {package: number for package in PACKAGES if (number := version(package))}
+    # The local part of torch's version (+cpu, +cu130) is not in its metadata everywhere.
+    found["torch"] = torch.__version__
+    if device_type == "cuda":
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    else:
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+@functools.cache
+def device_name(device_type: str) -> str:
+    """The model of the GPU, or of the processor with its number of usable cores."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {cores()} cores"
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
