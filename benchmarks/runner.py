@@ -13,7 +13,7 @@ import torch
 
 from . import machine, measure
 from .cases import MODES, Case
-from .contestants import LOOP_STEPS, Contestant, roster, truth
+from .contestants import LOOP_STEPS, QUICK_LOOP_STEPS, Contestant, roster, truth
 from .problem import LIMITS, Problem, worst_error
 from .ready import Ready
 from .records import Record, Spread, append, case_fields, load
@@ -40,12 +40,18 @@ class Options:
     without: list[str] = field(default_factory=list)
     compile_reference: bool = False
     check_only: bool = False
-    loop_steps: int = LOOP_STEPS
+    is_quick: bool = False
     out: Path | None = None
     heartbeat: Path | None = None
     """A file that says which contestant is running, for a process that watches this one."""
     deadline: float = float("inf")
     """When to stop, of ``time.monotonic()``."""
+
+    def loop_steps(self, threads: int) -> int:
+        """The most steps that a loop in Python runs, to which more threads than one are of no use."""
+        if not self.is_quick:
+            return LOOP_STEPS
+        return QUICK_LOOP_STEPS if threads == 1 else 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class Job:
 
 
 def jobs(cases: Iterable[Case], options: Options) -> list[Job]:
-    return [Job(case, threads, mode) for case in cases for threads in options.threads for mode in options.modes]
+    """One thread first: should time run out, or the machine be busy, that much is sound."""
+    cases = list(cases)
+    return [Job(case, threads, mode) for threads in options.threads for case in cases for mode in options.modes]
 
 
 class Runner:
@@ -87,7 +95,7 @@ class Runner:
 
     def run_job(self, job: Job) -> list[Record]:
         wanted = {(each.name, precision): each for each in self.contestants for precision in self.options.precisions
-                  if each.reason(job.case, precision, self.options.loop_steps) is None}
+                  if each.reason(job.case, precision, self.options.loop_steps(job.threads)) is None}
         ours = {}
         for (name, precision), each in wanted.items():
             if each.is_ours:

@@ -58,7 +58,8 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     if wx.dim() not in (2, 3):
         raise ValueError(f"wx: expected 2 or 3 dimensions, got {wx.dim()}")
     G = len(kind.gates)
-    H, remainder = divmod(wx.shape[-1], G)
+    # Not divmod, which torch.compile cannot trace with a size that varies.
+    H, remainder = wx.shape[-1] // G, wx.shape[-1] % G
     if remainder or H == 0:
         raise ValueError(f"wx: expected a last dimension of {G} * H for cell={cell!r}, got {wx.shape[-1]}")
     checks.heads(num_heads, H)

@@ -1,8 +1,9 @@
 """The registered ops and their derivatives: one recurrence over rows, on a chosen backend.
 
 Three ops are registered under :data:`NAMESPACE`: ``inference``, ``forward`` (which also returns what the backward
-needs) and ``backward``. :func:`recurrence` puts them behind a ``torch.autograd.Function``, whose backward is itself a
-Function, so that derivatives of any order are exact. Shapes are those of :mod:`xlstm_fused.backends.reference`.
+needs) and ``backward``. Each has an Autograd kernel, a fake kernel and a rule for vmap, so that it can be traced,
+exported, transformed and differentiated to any order wherever it is called from; :func:`recurrence` calls the Autograd
+kernel directly where nothing but autograd has a say. Shapes are those of :mod:`xlstm_fused.backends.reference`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from . import onnx, vmap
 from .backends import choose, load, reference
@@ -117,12 +119,12 @@ class _Forward(_Derivative):
         options = *row_tensors, *ctx.options
         dwx, *others = registered.backward.default(weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask,
                                                    pre, states, output, *gradients, *options)
-        _, of_weight, *of_others = [ctx.needs_input_grad[index] for index in (0, 1, 2, 3, 5, 6)]
         d_weight = None
-        if of_weight:
+        if ctx.needs_input_grad[1]:
             d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
                                        Rows.from_arguments(*options[:_ROW_FIELDS]), options[-2])
-        dh0, ds0, d_reset_h, d_reset_s = (value if needed else None for value, needed in zip(others, of_others))
+        dh0, ds0, d_reset_h, d_reset_s = (
+            value if ctx.needs_input_grad[index] else None for value, index in zip(others, (2, 3, 5, 6)))
         return dwx, d_weight, dh0, ds0, None, d_reset_h, d_reset_s, *[None] * len(ctx.needs_input_grad[7:])
 
 
@@ -260,6 +262,13 @@ def is_plain() -> bool:
         forward_ad._current_level < 0)
 
 
+def _is_unseen(*tensors) -> bool:
+    """Whether neither autograd nor a mode or a subclass of tensors has to know of a plain call with these."""
+    return not torch._C._len_torch_dispatch_stack() and all(
+        value is None or type(value) in (Tensor, Parameter) for value in tensors) and not (
+        torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors))
+
+
 def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,
                h_mask=None, reverse=False, backend="auto", save=False):
     """Run one layer's recurrence: ``(output, h_n, s_n, pre, states)``, the last two None unless ``save``.
@@ -269,11 +278,15 @@ def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, r
     """
     backend = backend_for(backend, wx.device.type, wx.dtype, cell)
     name = "forward" if save else "inference"
-    arguments = (wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, *rows.arguments(),
-                 cell, reverse, backend)
-    if onnx.is_exporting():
+    problem = wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask
+    plain = is_plain()
+    if plain and _is_unseen(wx, weight_hh, h0, s0, reset, reset_h, reset_s, h_mask):
+        # What the dispatcher would come to: the detour takes as long as a step of a small layer.
+        results = getattr(load(backend), name)(*problem, rows, cell, reverse)
+    elif plain:
+        results = _with_derivatives(name, *problem, *rows.arguments(), cell, reverse, backend)
+    elif onnx.is_exporting():
         onnx.refuse("a recurrence by itself, as in FusedxLSTMCell")
-    # The kernel is what the dispatcher would call where nothing else has a say.
-    call = partial(_with_derivatives, name) if is_plain() else getattr(registered, name).default
-    results = call(*arguments)
+    else:
+        results = getattr(registered, name).default(*problem, *rows.arguments(), cell, reverse, backend)
     return results if save else (*results, None, None)

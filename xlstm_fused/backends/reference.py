@@ -25,7 +25,7 @@ class _Walk:
         self.P = rows.P
         self.index, self.valid = rows.walk(backwards, device)
         if rows.length is not None and not torch._C._functorch.is_functorch_wrapped_tensor(rows.length):
-            longest = int(rows.length.max()) if rows.B else 0
+            longest = max(1, int(rows.length.max())) if rows.B else 1
             self.index, self.valid = self.index[:longest], self.valid[:longest]
         self.T = len(self.index)
         self.cut = None
