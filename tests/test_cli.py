@@ -107,3 +107,9 @@ def test_help_teaches(capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("how to read the table", "examples", "--seq-length", "steps T"))
+
+
+def test_bench_passes_its_arguments_on(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "--help"])
+    assert done.value.code == 0 and "python -m benchmarks" in capsys.readouterr().out

@@ -19,7 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     compare.add_arguments(commands.add_parser(
         "compare", help="nn.LSTM beside FusedxLSTM: output, time and memory", description=compare.DESCRIPTION,
         epilog=compare.EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter))
-    args = parser.parse_args(argv)
+    commands.add_parser("bench", add_help=False, help="python -m benchmarks, from within the source tree")
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "bench":
+        return bench(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "info":
         print(f"xlstm_fused {xlstm_fused.__version__}, torch {torch.__version__}")
         print(xlstm_fused.backends())
@@ -30,6 +35,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def bench(arguments: list[str]) -> int:
+    """The benchmarks, which come with the source and are not installed."""
+    try:
+        from benchmarks.__main__ import main as benchmarks
+    except ImportError as error:
+        print(f"error: the benchmarks do not import ({error}): run this in a clone of the source, with "
+              "pip install 'xlstm-fused[bench]'", file=sys.stderr)
+        return 2
+    return benchmarks(arguments)
 
 
 if __name__ == "__main__":
