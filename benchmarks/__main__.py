@@ -13,7 +13,7 @@ from rich.console import Console
 from . import breakdown, compare, console, gpu, machine, readme, report
 from .cases import CPU_SUITES, GPU_SUITES, MODES, QUICK, SUITES, select
 from .console import UserError
-from .contestants import LOOP_STEPS, QUICK_LOOP_STEPS, default_precisions, missing
+from .contestants import default_precisions, missing
 from .measure import Effort
 from .problem import PRECISIONS
 from .records import load
@@ -69,8 +69,8 @@ def options_of(args, device: str) -> Options:
     without = args.without + (["nn.LSTM, compiled"] if args.quick else [])
     effort = Effort(seconds, 5 if args.quick or device == "cuda" else 11)
     return Options(device, threads, list(args.precision or default), effort, tuple(args.mode), args.only, without,
-                   args.compile_reference, args.check_only, QUICK_LOOP_STEPS if args.quick else LOOP_STEPS, args.out,
-                   args.heartbeat, time.monotonic() + stop_after)
+                   args.compile_reference, args.check_only, args.quick, args.out, args.heartbeat,
+                   time.monotonic() + stop_after)
 
 
 def run(args, device: str, terminal: Console) -> int:

@@ -163,7 +163,8 @@ def default_precisions(device: str) -> tuple[str, ...]:
     """Those that torch computes at speed on this kind of device."""
     if device == "cuda":
         return PRECISIONS
-    return ("fp32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ("fp32", "bf16") if fast else ("fp32",)
 
 
 def roster(device: str, compile_reference: bool = False) -> list[Contestant]:

@@ -19,7 +19,7 @@ def by_place(records: Iterable[Record]) -> dict[tuple, list[Record]]:
 
 
 def short(contestant: str) -> str:
-    return contestant.replace("xlstm_fused ", "our ")
+    return contestant.replace("xlstm_fused ", "our ").replace("FusedxLSTMCell", "our cell,")
 
 
 def cell(record: Record, precision: str | None = None) -> str:
