@@ -30,7 +30,7 @@ class Adder(nn.Module):
 
 
 def batch(T, B, generator):
-    """``(x (T, B, 2), lengths (B,), sum (B, 1))``: a number and a mark per step, one mark in each half of a sequence."""
+    """``(x (T, B, 2), lengths (B,), sum (B, 1))``: a number and a mark per step, a mark in each half of a sequence."""
     lengths = torch.randint(T // 2, T + 1, (B,), generator=generator)
     numbers = torch.rand(T, B, generator=generator)
     first, second = ((torch.rand(B, generator=generator) * (lengths // 2)).long() + start

@@ -68,8 +68,8 @@ def check(module, calls, gradients=True, backend="aot_eager", dynamic=True):
             assert_close(got, want, f"call {index}, result {number}")
 
 
-@pytest.mark.parametrize("case", ("ragged", "trace", "states"))
-@both_cells
+@pytest.mark.parametrize("cell, case", (("lstm", "ragged"), ("slstm", "ragged"), ("lstm", "trace"), ("slstm", "trace"),
+                                        ("slstm", "states")))
 def test_compile(cell, case):
     module = FusedxLSTM(I, H, bidirectional=case != "trace", cell=cell, num_heads=2, backend="cpu")
     check(module, [((torch.randn(T, B, I),), options(case, cell, T, B)) for T, B in SIZES])
@@ -111,10 +111,8 @@ def test_compile_sequences_end_to_end():
                                            for T, ends in ((8, (2, 2, 2, 4)), (9, (1, 4, 6)), (6, (3, 6)))])
 
 
-@pytest.mark.parametrize("option", ({"proj_size": 2}, {"checkpoint_every": 2}))
-def test_compile_options(option):
-    check(FusedxLSTM(I, H, **option), [((torch.randn(T, B, I),), {"lengths": torch.randint(T + 1, (B,))})
-                                       for T, B in SIZES])
+def test_compile_beside_checkpoint_every():
+    check(FusedxLSTM(I, H, checkpoint_every=2), [((torch.randn(T, B, I),), {}) for T, B in SIZES])
 
 
 def test_compile_a_step():
@@ -136,8 +134,9 @@ def test_compiled_per_sample_gradients():
             assert_close(got, want)
 
 
-@both_cells
-@pytest.mark.parametrize("strict", (False, True))
+@pytest.mark.parametrize("cell, strict", (("lstm", False), ("slstm", True)))
+# torch.export.load of torch 2.11, on what it has just read.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 # Python's own copyreg, on behalf of what torch.export pickles.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 def test_export(cell, strict):

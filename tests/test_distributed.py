@@ -12,6 +12,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
 
 def train(processes, strategy, file):
     """``{parameter: (value, gradient)}`` after one step."""
+    # What torchrun is short for.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", EXAMPLE,
                f"--strategy={strategy}", f"--save={file}", "--cell=slstm", "--steps=1", "--length=12", "--hidden=8",
                "--batch=8"]

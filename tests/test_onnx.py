@@ -30,7 +30,8 @@ def test_the_operator_computes_what_the_module_does(num_layers, bidirectional, b
     module = FusedxLSTM(I, H, num_layers, bias, batch_first, 0.5 if num_layers > 1 else 0.0, bidirectional,
                         residual=True, layer_norm=True).eval()
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, *([({1: DYNAMIC},) * 2] if with_hx else []))
-    program = torch.onnx.export(module, inputs(module, 5, 3, with_hx), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    program = torch.onnx.export(module, inputs(module, 5, 3, with_hx), dynamic_shapes=shapes, dynamo=True,
+                                verbose=False)
     operators = [node.op_type for node in program.model_proto.graph.node]
     assert operators.count("LSTM") == num_layers
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())

@@ -8,6 +8,7 @@ from tolerances import assert_close
 from xlstm_fused import ops
 from xlstm_fused.backends import reference
 from xlstm_fused.cells import CELLS
+from xlstm_fused.rows import Rows
 
 
 def through_autograd(tensors, problem):
@@ -39,6 +40,17 @@ def test_backward_is_autograd_of_forward(cell, layout, reset, K, N, reverse):
         assert_close(values[name], value, name)
     for name, gradient in expected.items():
         assert_close(gradients[name], gradient, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("B", (0, 2))
+def test_lengths_of_zero_leave_the_state_alone(cell, B):
+    problem = Problem.random(cell, Rows.dense(3, B, False, torch.zeros(B, dtype=torch.int64)))
+    values, gradients = problem.run(through_ops)
+    _, d_h_n, d_s_n, *_ = problem.cotangents
+    assert torch.equal(values["h_n"], problem.tensors["h0"]) and torch.equal(values["s_n"], problem.tensors["s0"])
+    assert torch.equal(gradients["h0"], d_h_n) and torch.equal(gradients["s0"], d_s_n)
+    assert not values["output"].any() and not gradients["wx"].any() and not gradients["weight_hh"].any()
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -194,12 +194,15 @@ def test_nested_transforms(cell, backend):
     def of_x(x):
         return loss(parameters, x, *rest)
 
-    assert_all_close(jacrev(lambda x: run(parameters, x, *rest))(x),
-                     torch.autograd.functional.jacobian(lambda x: (lambda o, s: (o, *s))(*run(parameters, x, *rest)), x))
+    def results_of_x(x):
+        output, state = run(parameters, x, *rest)
+        return output, *state
+
+    assert_all_close(jacrev(results_of_x)(x), torch.autograd.functional.jacobian(results_of_x, x))
     expected = torch.autograd.functional.hessian(of_x, x)
     assert_all_close(jacrev(jacrev(of_x))(x), expected)
     both = torch.stack([torch.stack([x, 2 * x]), torch.stack([-x, x])])
-    assert_all_close(vmap(vmap(grad(of_x)))(both), torch.stack([torch.stack([grad(of_x)(x) for x in row]) for row in both]))
+    assert_all_close(vmap(vmap(grad(of_x)))(both), stacked([stacked([grad(of_x)(x) for x in row]) for row in both]))
     # Dead wrappers: the pull back is called outside, and differentiated by autograd.
     leaf = x.clone().requires_grad_()
     _, pull_back = vjp(of_x, leaf)
@@ -231,8 +234,11 @@ def test_forward_mode_is_exact_on_the_reference(cell):
                      sum((gradient[name] * value).sum() for name, value in parameters.items()))
     assert_all_close(jacfwd(lambda x: run(parameters, x, *rest))(x), jacrev(lambda x: run(parameters, x, *rest))(x))
     assert_all_close(hessian(of_x)(x), jacrev(jacrev(of_x))(x))
-    directional = lambda *data: jvp(lambda x: loss(parameters, x, *data[1:]), (data[0],), (data[0],))[1]  # noqa: E731
-    assert_all_close(vmap(directional)(*data), loop(directional, (0,) * 5, *data))
+
+    def along_x(x, *rest):
+        return jvp(lambda x: loss(parameters, x, *rest), (x,), (x,))[1]
+
+    assert_all_close(vmap(along_x)(*data), loop(along_x, (0,) * 5, *data))
 
 
 @forward_mode

@@ -42,9 +42,10 @@ class FusedxLSTM(nn.RNNBase):
         forget_bias: initial sum of the two biases of the forget gate; None for nn.LSTM's random ones. Source:
             Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", 2015, section 2.2.
         checkpoint_every: number of steps between states that are kept for the backward, which computes the others
-            again; see :mod:`xlstm_fused.checkpoint`. None keeps everything, and so does ``trace=True``. Not together
-            with ``proj_size``.
-        backend: "auto", or a name from :func:`xlstm_fused.backends`; a named backend that cannot run raises.
+            again; see :mod:`xlstm_fused.checkpoint`. None keeps everything, and so do ``trace=True``, torch.compile,
+            torch.export and torch.func. Not together with ``proj_size``.
+        backend: "auto", or a name from :func:`xlstm_fused.backends`; a named backend that cannot run raises. Forward
+            mode (torch.func.jvp, torch.autograd.forward_ad) is the reference's alone, which "auto" then takes.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type or value; the message names it.

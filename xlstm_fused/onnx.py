@@ -23,9 +23,9 @@ def _in_onnx_export() -> bool:
 
 def refuse(what: str) -> None:
     raise NotImplementedError(
-        "torch.onnx.export: expected FusedxLSTM with cell='lstm', num_heads=1 and proj_size=0, called with a dense input "
-        "and hx only, in evaluation mode if it has recurrent_dropout, which is what ONNX has an operator for; got "
-        + what)
+        "torch.onnx.export: expected FusedxLSTM with cell='lstm', num_heads=1 and proj_size=0, called with a dense "
+        "input and hx only, in evaluation mode if it has recurrent_dropout, which is what ONNX has an operator for; "
+        f"got {what}")
 
 
 def check(module, layout: Layout, reset: Tensor | None, trace: bool) -> None:

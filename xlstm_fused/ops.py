@@ -117,8 +117,9 @@ class _Forward(_Derivative):
     def backward(ctx, *gradients):
         weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
         options = *row_tensors, *ctx.options
-        dwx, *others = registered.backward.default(weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask,
-                                                   pre, states, output, *gradients, *options)
+        dwx, *others = registered.backward.default(
+            weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output, *gradients,
+            *options)
         d_weight = None
         if ctx.needs_input_grad[1]:
             d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
