@@ -24,6 +24,8 @@ def _has_autocast(device_type: str) -> bool:
 def autocast_dtype(value: torch.Tensor) -> torch.dtype:
     """The dtype of ``value``, or the one into which an autocast that is on for its device casts it; float64 stays."""
     kind, dtype = value.device.type, value.dtype
+    if not torch._C._is_any_autocast_enabled():
+        return dtype
     if dtype == torch.float64 or dtype not in FLOATING or not _has_autocast(kind):
         return dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

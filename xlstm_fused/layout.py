@@ -19,7 +19,7 @@ from .rows import Rows
 _PADDING_WORTH_LEAVING = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Layout:
     """One batch: its rows, and how values given per row or per sequence look to the user.
 

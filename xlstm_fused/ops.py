@@ -265,19 +265,22 @@ def is_plain() -> bool:
 
 def _is_unseen(*tensors) -> bool:
     """Whether neither autograd nor a mode or a subclass of tensors has to know of a plain call with these."""
-    return not torch._C._len_torch_dispatch_stack() and all(
-        value is None or type(value) in (Tensor, Parameter) for value in tensors) and not (
-        torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors))
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    records = torch.is_grad_enabled()
+    for value in tensors:
+        if value is not None and (type(value) not in (Tensor, Parameter) or records and value.requires_grad):
+            return False
+    return True
 
 
 def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,
-               h_mask=None, reverse=False, backend="auto", save=False):
+               h_mask=None, reverse=False, backend, save=False):
     """Run one layer's recurrence: ``(output, h_n, s_n, pre, states)``, the last two None unless ``save``.
 
     Differentiable in ``wx``, ``weight_hh``, ``h0``, ``s0``, ``reset_h`` and ``reset_s``, to any order. Arguments are
-    contiguous and consistent; the callers in this package see to that.
+    contiguous and consistent, and ``backend`` comes from :func:`backend_for`; the callers in this package see to that.
     """
-    backend = backend_for(backend, wx.device.type, wx.dtype, cell)
     name = "forward" if save else "inference"
     problem = wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask
     plain = is_plain()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Rows:
     """The placement of ``B`` sequences of at most ``T`` steps in ``P`` rows.
 

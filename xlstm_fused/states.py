@@ -15,7 +15,7 @@ from .dtypes import cast, state_dtype
 from .layout import Layout
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class States:
     """The states of all L layers and K directions: ``h`` (L*K, B, F) and ``others`` (S - 1, L*K, B, H), or, one per
     row, ``h`` (P, L*K, F) and ``others`` (S - 1, P, L*K, H). F is H, or the projection size."""
