@@ -87,6 +87,9 @@ def main():
         values = {name: (whole(value.detach()), whole(value.grad)) for name, value in model.named_parameters()}
         if rank == 0:
             torch.save(values, args.save)
+    # First what also holds the group: as its last owner, DDP would wait for the group's threads and keep from them the
+    # interpreter lock that they need to drop their last tensors.
+    del trained
     dist.destroy_process_group()
 
 
