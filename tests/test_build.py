@@ -11,18 +11,24 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = '#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_cpu, m) { m.attr("answer") = 42; }\n'
 
 
+def copy_build_files(folder):
+    """What it takes to build, but for csrc, into ``folder``."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "xlstm_fused").mkdir()
+    (folder / "xlstm_fused/__init__.py").touch()
+    # setup.py must not import torch: here that would fail.
+    (folder / "stub").mkdir()
+    (folder / "stub/torch.py").write_text("raise AssertionError('setup.py imported torch')\n")
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path):
     """The build files with a small csrc, so that compiling takes seconds."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "xlstm_fused").mkdir()
-    (tmp_path / "xlstm_fused/__init__.py").touch()
+    copy_build_files(tmp_path)
     (tmp_path / "csrc/cpu").mkdir(parents=True)
     (tmp_path / "csrc/cpu/bindings.cpp").write_text(SOURCE)
-    # setup.py must not import torch: here that would fail.
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub/torch.py").write_text("raise AssertionError('setup.py imported torch')\n")
     return tmp_path
 
 

@@ -1,15 +1,12 @@
 """The kernels with vectors of 64 bytes on any processor: AVX-512's tiling, tails and packing, its operations split."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from problems import Problem
+from test_build import ROOT, build, copy_build_files
 from test_cpu import through_cpu
 from test_reference import through_autograd
 from tolerances import assert_close
@@ -18,21 +15,15 @@ from xlstm_fused.backends import cpu
 from xlstm_fused.cells import CELLS
 
 pytestmark = pytest.mark.xdist_group("wide")  # one build, however many processes run the tests
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """The extension built with vectors forced to 64 bytes; unoptimised, to compile fast."""
-    project = tmp_path_factory.mktemp("wide")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, project)
+    project = copy_build_files(tmp_path_factory.mktemp("wide"))
     shutil.copytree(ROOT / "csrc", project / "csrc")
-    (project / "xlstm_fused").mkdir()
-    environment = {**os.environ, "CXXFLAGS": "-DXLSTM_FUSED_VECTOR_BYTES=64 -O1 -Wno-psabi"}
-    done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=project, env=environment,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    reason, printed = build(project, CXXFLAGS="-DXLSTM_FUSED_VECTOR_BYTES=64 -O1 -Wno-psabi")
+    assert reason is None, printed
     library, = (project / "xlstm_fused").glob("_cpu*.so")
     spec = importlib.util.spec_from_file_location("wide._cpu", library)
     module = importlib.util.module_from_spec(spec)

@@ -30,7 +30,7 @@ def layer(x, weight_ih, bias, weight_hh, h0, s0, rows, cell, every, *, reset=Non
 
 
 class _Blocks:
-    """Rows cut into ``count`` blocks of ``every`` time positions, from first to last."""
+    """Rows cut into blocks of ``every`` time positions, which begin at ``starts``."""
 
     def __init__(self, rows: Rows, every: int, device: torch.device):
         self.rows, self.every, self.device = rows, every, device

@@ -106,12 +106,9 @@ class FusedxLSTM(nn.RNNBase):
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        if self.cell != "lstm":
-            text += f", cell={self.cell}"
-        if self.num_heads != 1:
-            text += f", num_heads={self.num_heads}"
-        for name, default in (("residual", False), ("layer_norm", False), ("recurrent_dropout", 0.0),
-                              ("forget_bias", None), ("checkpoint_every", None), ("backend", "auto")):
+        for name, default in (("cell", "lstm"), ("num_heads", 1), ("residual", False), ("layer_norm", False),
+                              ("recurrent_dropout", 0.0), ("forget_bias", None), ("checkpoint_every", None),
+                              ("backend", "auto")):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text
