@@ -9,12 +9,13 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help build demo test info clean
+.PHONY: help build demo test kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
+	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
 
@@ -32,6 +33,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+kernels: $(INSTALLED)
+	$(BIN)/python tests/gpu_without_gpu/kernels.py
 
 info: $(INSTALLED)
 	$(BIN)/python -m xlstm_fused info

@@ -21,7 +21,7 @@ ORDER = ("cuda", "triton", "cpu", "reference")
 DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": "cpu"}
 """The device type that the table of :func:`backends` asks each backend about."""
 
-_NOT_WRITTEN = frozenset({"cuda", "triton"})
+_NOT_WRITTEN = frozenset({"cuda"})
 
 
 class Backend(NamedTuple):

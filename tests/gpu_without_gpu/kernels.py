@@ -1,0 +1,125 @@
+"""What the shipped kernels need of a GPU, compiled without one: ``python tests/gpu_without_gpu/kernels.py``."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from gpu_without_gpu.ahead_of_time import TARGETS, compiled, resources
+from xlstm_fused.backends.triton import config, launch
+from xlstm_fused.rows import Rows
+
+
+class Case(NamedTuple):
+    """One kernel: a pass of a cell with heads of D units, for ``target``."""
+
+    target: str
+    dtype: torch.dtype
+    cell: str
+    D: int
+    resets: bool = False
+    B: int = 16
+
+
+bf16, fp32 = torch.bfloat16, torch.float32
+TESTED = (
+    *(Case("sm_90", bf16, "slstm", D) for D in (64, 128, 512)), Case("sm_90", fp32, "lstm", 64),
+    Case("sm_80", bf16, "slstm", 128), Case("sm_100", bf16, "slstm", 128), Case("sm_120", bf16, "slstm", 128),
+    Case("gfx942", bf16, "slstm", 64),
+)
+"""What the tests compile; the rest is for ``make kernels``, which takes minutes."""
+CASES = TESTED + (
+    *(Case("sm_90", bf16, "slstm", D) for D in (32, 256, 768, 1024, 2048)), Case("sm_90", bf16, "slstm", 1024, B=64),
+    *(Case("sm_90", bf16, "lstm", D) for D in (64, 128, 512)), Case("sm_90", torch.float16, "slstm", 128),
+    *(Case("sm_90", bf16, "slstm", D, resets=True) for D in (64, 128, 512)),
+    *(Case("sm_90", fp32, cell, D) for cell, D in (("slstm", 64), ("lstm", 128), ("slstm", 512), ("lstm", 1024))),
+    Case("sm_80", bf16, "slstm", 512), Case("sm_80", fp32, "slstm", 64),
+    Case("sm_100", bf16, "slstm", 512), Case("sm_100", fp32, "lstm", 64),
+    Case("sm_120", bf16, "slstm", 512), Case("sm_120", fp32, "slstm", 64),
+    Case("gfx942", bf16, "slstm", 256), Case("gfx942", fp32, "slstm", 32),
+)
+
+STACK = 64
+"""Bytes of spilled registers that a kernel may have at most; none up to D = 64, but for what is below."""
+KNOWN_SPILLS = {
+    # 64 sequences in tiles of 32, so that the programs of all of them are resident together.
+    Case("sm_90", bf16, "slstm", 1024, B=64): 256,
+    # The scalar products of float32 hold much of the matrix in registers; how much depends on Triton's version.
+    **{Case(target, fp32, cell, 64): 256 for target in TARGETS for cell in ("lstm", "slstm")},
+}
+
+
+FORWARD, BACKWARD = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel
+
+
+class _Recorder:
+    """Takes the place of a kernel and keeps what it is called with."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self._call
+
+    def _call(self, *arguments, **named):
+        self.options = {name: named.pop(name) for name in launch.OPTIONS}
+        self.arguments = dict(zip(self.kernel.arg_names, arguments)) | named
+
+
+def calls(case):
+    """``(kernel, arguments, options)`` of both passes, as the backend would launch them for two steps."""
+    G, D, B = config.GATES, case.D, case.B
+    wx, weight = torch.zeros(2 * B, 1, G, 1, D, dtype=case.dtype), torch.zeros(1, G, 1, D, D, dtype=case.dtype)
+    reset = torch.zeros(2 * B, dtype=torch.uint8) if case.resets else None
+    rest = (weight, None, None, reset, None, None, False, None)
+    options = Rows.dense(2, B, False), case.cell, False
+    recorders = _Recorder(FORWARD), _Recorder(BACKWARD)
+    before = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel, launch.device_of
+    try:
+        launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel = recorders
+        launch.device_of = lambda device: TARGETS[case.target][1]
+        output, _, _, pre, states = launch.forward(True, wx, *rest, *options)
+        launch.backward(*rest, pre, states, output, output, None, None, None, None, *options)
+    finally:
+        launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel, launch.device_of = before
+    return [(each.kernel, each.arguments, each.options) for each in recorders]
+
+
+def needs(case, backward):
+    """``(arguments, options, resources)`` of one pass."""
+    kernel, arguments, options = calls(case)[backward]
+    return arguments, options, resources(compiled(kernel, arguments, case.target, **options))
+
+
+def over_budget(case, need):
+    """What a GPU would refuse or regret, in words."""
+    limit = TARGETS[case.target][1].shared_limit
+    stack = KNOWN_SPILLS.get(case, 0 if case.D <= 64 else STACK)
+    return [words for words, wrong in (
+        (f"{need['shared']} bytes of shared memory, {limit} are there", need["shared"] > limit),
+        (f"{need['stack']} bytes of spills, {stack} are allowed", need["stack"] > stack),
+        ("no matrix instruction", case.dtype != fp32 and need["mma"] == 0)) if wrong]
+
+
+def main():
+    print(f"{'target':7} {'dtype':8} {'cell':5} {'D':>4} {'B':>3} resets pass {'tile':>7} slices warps "
+          f"{'shared':>7} {'of':>7} registers stack mma")
+    failures = []
+    for case in CASES:
+        for backward in (False, True):
+            arguments, options, need = needs(case, backward)
+            name = (f"{case.target:7} {str(case.dtype).removeprefix('torch.'):8} {case.cell:5} {case.D:>4} {case.B:>3} "
+                    f"{'yes' if case.resets else 'no':>6} {'bwd' if backward else 'fwd':>4}")
+            print(f"{name} {arguments['BLOCK_B']:>3}x{arguments['BLOCK_U']:<3} {arguments['slices']:>6} "
+                  f"{options['num_warps']:>5} {need['shared']:>7} {TARGETS[case.target][1].shared_limit:>7} "
+                  f"{need['registers']:>9} {need['stack']:>5} {need['mma']:>3}", flush=True)
+            failures += [f"{' '.join(name.split())}: {words}" for words in over_budget(case, need)]
+    sys.exit("\n".join(failures) or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The Triton backend: one kernel per pass walks all steps, on NVIDIA and AMD GPUs.
+
+Shapes are those of :mod:`xlstm_fused.backends.reference`. Triton itself is imported when the first kernel runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+
+device_type_for_tests = "cuda"
+"""For tests: "cpu" where Triton's interpreter runs the kernels."""
+
+_CELLS = {file.stem for file in Path(__file__).with_name("cells").glob("[a-z]*.py")}
+"""By their files, since importing them takes triton."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def _missing(device_type):
+    """What this machine lacks to run it on a device of that type; None for nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'xlstm-fused[triton]')"
+    if device_type == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no GPU on this machine"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or later"
+    return None
+
+
+def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why this backend does not run ``cell`` in ``dtype`` on ``device_type``; None if it does.
+
+    There is no limit on sizes: heads that no co-resident programs can share are run one step per launch.
+    """
+    if device_type != device_type_for_tests:
+        return f"it runs on GPUs, not on {device_type} devices"
+    if dtype not in _DTYPES:
+        return f"it runs float32, bfloat16, float16, not {str(dtype).removeprefix('torch.')}"
+    if cell not in _CELLS:
+        return f"it has no cell {cell!r}"
+    return _missing(device_type)
+
+
+def inference(*arguments):
+    """``(output, h_n, s_n)``."""
+    return _launch().forward(False, *arguments)
+
+
+def forward(*arguments):
+    """``(output, h_n, s_n, pre, states)``."""
+    return _launch().forward(True, *arguments)
+
+
+def backward(*arguments):
+    """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
+    return _launch().backward(*arguments)
+
+
+def _launch():
+    from . import launch
+
+    return launch

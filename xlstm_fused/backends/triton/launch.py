@@ -1,0 +1,197 @@
+"""From tensors to kernel launches, for both passes. Shapes are those of :mod:`xlstm_fused.backends.reference`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import torch
+import triton
+
+from ...dtypes import state_dtype
+from . import config
+from .cells import MODULES
+from .recurrence_bwd import recurrence_bwd_kernel
+from .recurrence_fwd import recurrence_fwd_kernel
+
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion")
+"""What a launch tells Triton's compiler, beside the kernel's arguments."""
+
+forced_plan = None
+"""For tests: the :class:`config.Plan` to run instead of the chosen one."""
+
+
+@functools.cache
+def _null(device, dtype):
+    """A tensor without elements: its address is null, which kernels take for zeros."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+@functools.cache
+def device_of(device):
+    """What the tile choice needs to know of a device; of the interpreter's, whatever makes it choose one program."""
+    if device.type != "cuda":
+        return config.Device(1, 1 << 20)
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return config.Device(properties["multiprocessor_count"], properties["max_shared_mem"],
+                         64 if torch.version.hip is not None else 32)
+
+
+def _on(device):
+    # Triton launches on the current device and stream.
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _capturing(device):
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class Launch:
+    """The shapes of one problem, its checked arguments, and the launches that both passes share."""
+
+    def __init__(self, weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward):
+        if rows.P >= 1 << 31:
+            raise ValueError(f"expected fewer than 2^31 rows, got {rows.P}")
+        if weight_hh.dim() != 5:
+            raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_hh.shape)}")
+        self.cell, self.rows, self.device = MODULES[cell], rows, weight_hh.device
+        self.storage, self.state = weight_hh.dtype, state_dtype(weight_hh.dtype)
+        self.K, _, self.N, self.D, _ = weight_hh.shape
+        if weight_hh.numel() >= 1 << 31:
+            raise ValueError(f"weight_hh: expected fewer than 2^31 elements, got shape {tuple(weight_hh.shape)}")
+        K, G, N, D, others = self.K, self.cell.GATES, self.N, self.D, self.cell.STATES - 1
+        self.weight_hh, self.gates = (K, G, N, D, D), (rows.P, K, G, N, D)
+        self.output, self.states = (rows.P, K, N, D), (others, rows.P, K, N, D)
+        self.h0, self.s0 = (K, rows.B, N, D), (others, K, rows.B, N, D)
+        self.reset_h, self.reset_s = (self.output, self.states) if reset_per_row else (self.h0, self.s0)
+        has_state = reset_h is not None or reset_s is not None
+        self.resets = 0 if reset is None else 1 if not has_state else 3 if reset_per_row else 2
+        device = device_of(self.device)
+        self.plan = forced_plan or config.plan(D, K * N, rows.B, self.storage.itemsize, device, backward)
+        self.reverse = reverse
+
+    def new(self, shape, dtype):
+        """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
+        make = torch.zeros if self.rows.has_padding else torch.empty
+        return make(shape, dtype=dtype, device=self.device)
+
+    def check(self, name, value, shape, dtype):
+        """``value``, or a null tensor for None, if it is what a kernel can take; else an error."""
+        if value is None:
+            return _null(self.device, dtype)
+        if value.device != self.device:
+            raise RuntimeError(f"{name}: expected a tensor on {self.device}, got one on {value.device}")
+        if value.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+        if not value.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
+        return value
+
+    def rows_arguments(self):
+        rows = self.rows
+        return (self.check("time_offset", rows.time_offset, (rows.T,), torch.int64),
+                self.check("batch_offset", rows.batch_offset, (rows.B,), torch.int64),
+                self.check("length", rows.length, (rows.B,), torch.int64),
+                rows.time_stride, rows.batch_stride, rows.T, rows.B, rows.P, self.K, self.N, int(self.reverse))
+
+    @property
+    def stepwise(self):
+        return self.plan.slices > 1 and not self.plan.barrier
+
+    def steps(self):
+        """``[(first_step, end_step)]`` of each launch."""
+        rows = self.rows
+        if not self.stepwise:
+            return [(0, rows.T)]
+        longest = rows.T
+        if rows.length is not None and not _capturing(self.device):
+            # T may be far more than the longest length; a graph must not wait for it.
+            longest = int(rows.length.max()) if rows.B else 0
+        return [(step, step + 1) for step in range(max(longest, 1))]
+
+    def run(self, kernel, pointers, steps, **options):
+        """Launch ``kernel`` for each of ``steps``, tuples of its arguments between ``reverse`` and ``slices``."""
+        plan, rows = self.plan, self.rows
+        if rows.B == 0:
+            return
+        tiles = triton.cdiv(rows.B, plan.BLOCK_B)
+        groups = (self.K, self.N, tiles)
+        arrivals = _null(self.device, torch.int32)
+        if plan.barrier:
+            arrivals = torch.zeros(groups, dtype=torch.int32, device=self.device)
+        shared = (*pointers, arrivals, *self.rows_arguments())
+        with _on(self.device):
+            for step in steps:
+                kernel[(tiles * plan.slices, self.N, self.K)](
+                    *shared, *step, plan.slices, G=self.cell.GATES, S=self.cell.STATES, D=self.D, RESETS=self.resets,
+                    BLOCK_B=plan.BLOCK_B, BLOCK_U=plan.BLOCK_U, BLOCK_K=plan.BLOCK_K, SLICED=plan.slices > 1,
+                    RESIDENT=plan.resident, BARRIER=plan.barrier, PRECISION=precision(), num_warps=plan.num_warps,
+                    num_stages=plan.num_stages, launch_cooperative_grid=plan.barrier, enable_fp_fusion=True, **options)
+
+
+def precision():
+    """How float32 products are made, by torch's own setting for matrix products: "tf32" or "ieee"."""
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 and later have three settings and are strict about mixing them with the switch of old.
+    allowed = matmul.fp32_precision == "tf32" if hasattr(torch.backends, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if allowed and torch.version.hip is None else "ieee"
+
+
+def forward(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
+    launch = Launch(weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward=False)
+    storage, state, new = launch.storage, launch.state, launch.new
+    output = new(launch.output, storage)
+    h_n, s_n = (torch.empty(shape, dtype=dtype, device=launch.device)
+                for shape, dtype in ((launch.h0, storage), (launch.s0, state)))
+    saved = (new(launch.gates, storage), new(launch.states, state)) if save else ()
+    pointers = (*(launch.check(*each) for each in (
+        ("wx", wx, launch.gates, storage), ("weight_hh", weight_hh, launch.weight_hh, storage),
+        ("h0", h0, launch.h0, storage), ("s0", s0, launch.s0, state), ("reset", reset, (rows.P,), torch.uint8),
+        ("reset_h", reset_h, launch.reset_h, storage), ("reset_s", reset_s, launch.reset_s, state))),
+        None if h_mask is None else launch.check("h_mask", h_mask, launch.h0, storage),
+        output, h_n, s_n, *(saved or (None, None)))
+    launch.run(recurrence_fwd_kernel, pointers, launch.steps(), CELL_FORWARD=launch.cell.forward)
+    return output, h_n, s_n, *saved
+
+
+def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
+             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+    """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
+    launch = Launch(weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward=True)
+    storage, state = launch.storage, launch.state
+    # Where several launches pass a gradient on, it must not be rounded on the way.
+    passed = state if launch.stepwise else storage
+
+    def given(name, value, shape, dtype):
+        # Gradients come from autograd with any strides.
+        return launch.check(name, value if value is None else value.contiguous(), shape, dtype)
+
+    def optional(name, value, shape, dtype):
+        return None if value is None else given(name, value, shape, dtype)
+
+    dpre = launch.new(launch.gates, storage)
+    dh0, ds0 = (torch.empty(shape, dtype=dtype, device=launch.device)
+                for shape, dtype in ((launch.h0, passed), (launch.s0, state)))
+    dreset_h, dreset_s = (
+        torch.zeros(0 if value is None else shape, dtype=dtype, device=launch.device)
+        for value, shape, dtype in ((reset_h, launch.reset_h, storage if reset_per_row else state),
+                                    (reset_s, launch.reset_s, state)))
+    pointers = (
+        given("weight_hh", weight_hh, launch.weight_hh, storage), given("s0", s0, launch.s0, state),
+        given("reset", reset, (rows.P,), torch.uint8), given("reset_s", reset_s, launch.reset_s, state),
+        optional("h_mask", h_mask, launch.h0, storage), given("pre", pre, launch.gates, storage),
+        given("states", states, launch.states, state), given("d_output", d_output, launch.output, storage),
+        given("d_h_n", d_h_n if d_h_n is None else d_h_n.to(passed), launch.h0, passed),
+        given("d_s_n", d_s_n, launch.s0, state), optional("d_pre", d_pre, launch.gates, storage),
+        optional("d_states", d_states, launch.states, state), dpre, dh0, ds0, dreset_h, dreset_s)
+    steps = launch.steps()
+    if launch.stepwise:
+        # Each launch ends with a step's pointwise half and leaves the product to the next; the last one has only that.
+        steps = [(*each, int(index > 0)) for index, each in enumerate(reversed(steps))] + [(0, 0, 1)]
+    else:
+        steps = [(*each, 0) for each in steps]
+    launch.run(recurrence_bwd_kernel, pointers, steps, CELL_BACKWARD=launch.cell.backward)
+    return dpre, dh0.to(storage), ds0, dreset_h.to(storage), dreset_s

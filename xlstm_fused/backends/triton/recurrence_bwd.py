@@ -1,0 +1,227 @@
+"""The backward pass of every cell: one program walks a tile of sequences back through all its steps.
+
+Programs are those of the forward pass. Each step has a pointwise half, the cell's gradients for the program's own
+units, and a half that takes them through the recurrent matrix, for which the ``slices`` programs of a head read each
+other's ``dpre``: after a barrier where BARRIER, else in the next launch.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import (add_planes, batch_rows, cuts_at, floats, group_barrier, lengths_of, load_matrix, load_planes,
+                    offset, or_zero, rows_at, select, store_planes, sums, zeros)
+
+
+@triton.jit
+def load_weights(weight, gate_stride, u, D: tl.constexpr, BLOCK_K: tl.constexpr, G: tl.constexpr):
+    """(G * chunks) tiles of R, the chunks of a gate together."""
+    tiles = ()
+    for g in tl.static_range(G):
+        for start in tl.static_range(0, D, BLOCK_K):
+            outer = start + tl.arange(0, BLOCK_K)
+            tiles = tiles + (load_matrix(weight + g * gate_stride, outer, u, D, 1, D),)
+    return tiles
+
+
+@triton.jit
+def load_part(dpre, gates, active, start, D: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(BLOCK_B, BLOCK_K) of one gate's dpre, other programs' units too."""
+    outer = start + tl.arange(0, BLOCK_K)
+    # Not through the first-level cache: it may hold what was there before the others stored theirs.
+    return tl.load(dpre + gates[:, None] + outer[None, :], mask=active[:, None] & (outer[None, :] < D), other=0.0,
+                   cache_modifier=".cg")
+
+
+@triton.jit
+def shared_product(dpre, gates, gate_stride, weight, weights, u, active, ROWS: tl.constexpr, D: tl.constexpr,
+                   G: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr):
+    """R^T dpre for units ``u`` of the rows that begin at ``gates`` (BLOCK_B,)."""
+    CHUNKS: tl.constexpr = (D + BLOCK_K - 1) // BLOCK_K
+    total = tl.zeros((ROWS, u.shape[0]), tl.float32)
+    for g in tl.static_range(G):
+        if RESIDENT:
+            for chunk in tl.static_range(CHUNKS):
+                part = load_part(dpre + g * gate_stride, gates, active, chunk * BLOCK_K, D, BLOCK_K)
+                total = tl.dot(part, weights[g * CHUNKS + chunk], total, input_precision=PRECISION)
+        else:
+            for start in range(0, D, BLOCK_K):
+                part = load_part(dpre + g * gate_stride, gates, active, start, D, BLOCK_K)
+                tile = load_matrix(weight + g * gate_stride * D, start + tl.arange(0, BLOCK_K), u, D, 1, D)
+                total = tl.dot(part, tile, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def load_state(pointers, plane, units, u, OTHERS: tl.constexpr):
+    """The first ``units`` (BLOCK_B,) units of what ``pointers`` (BLOCK_B,) point to, zero beyond."""
+    values = ()
+    for j in tl.static_range(OTHERS):
+        values = values + (tl.load((pointers + j * plane)[:, None] + u[None, :], mask=u[None, :] < units[:, None],
+                                   other=0.0),)
+    return values
+
+
+@triton.jit
+def cut_h(dh, cut, dreset_h, reset_index, u, D: tl.constexpr):
+    """``dh``, zero where the state before was a reset state, whose gradient it is."""
+    if tl.max(cut.to(tl.int32), 0) > 0:
+        add_planes(dreset_h, reset_index, 0, u, cut[:, None] & (u[None, :] < or_zero(dreset_h, D)), (dh,), 1)
+        dh = tl.where(cut[:, None], 0.0, dh)
+    return dh
+
+
+@triton.jit(do_not_specialize=("time_stride", "batch_stride", "T", "B", "P", "K", "N", "reverse", "first_step",
+                               "end_step", "resumed", "slices"))
+def recurrence_bwd_kernel(
+        weight_hh,     # (K, G, N, D_out, D_in) storage
+        s0,            # (S - 1, K, B, N, D) float32, may be null
+        reset,         # (P,) uint8, may be null where RESETS is 0
+        reset_s,       # as s0 or, where RESETS is 3, (S - 1, P, K, N, D); may be null
+        h_mask,        # (K, B, N, D) storage, or None
+        pre,           # (P, K, G, N, D) storage
+        states,        # (S - 1, P, K, N, D) float32
+        d_output,      # (P, K, N, D) storage, may be null
+        d_h_n,         # (K, B, N, D) storage, may be null
+        d_s_n,         # (S - 1, K, B, N, D) float32, may be null
+        d_pre,         # (P, K, G, N, D) storage, or None
+        d_states,      # (S - 1, P, K, N, D) float32, or None
+        dpre,          # (P, K, G, N, D) storage
+        dh0,           # (K, B, N, D) storage, or float32 where resumed may be 1
+        ds0,           # (S - 1, K, B, N, D) float32
+        dreset_h,      # as reset_h, and float32 unless RESETS is 3; zero before the first launch; may be null
+        dreset_s,      # as reset_s; zero before the first launch; may be null
+        arrivals,      # (K, N, batch tiles) int32, zero; may be null unless BARRIER
+        time_offset,   # (T,) int64, may be null: t * time_stride
+        batch_offset,  # (B,) int64, may be null: b * batch_stride
+        length,        # (B,) int64, may be null: T
+        time_stride, batch_stride, T, B, P, K, N,
+        reverse,               # direction k walks backwards iff (k == 1) != reverse
+        first_step, end_step,  # this launch's steps, last first
+        resumed,               # whether there was a launch before, for the steps from end_step on
+        slices,
+        CELL_BACKWARD: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
+        RESETS: tl.constexpr,  # 0 none, 1 to zero, 2 to a state per sequence, 3 to a state per row
+        BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+        SLICED: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr, PRECISION: tl.constexpr):
+    tile, n, k = tl.program_id(0) // slices, tl.program_id(1), tl.program_id(2)
+    b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    u = tl.program_id(0) % slices * BLOCK_U + tl.arange(0, BLOCK_U)
+    columns = u[None, :] < D
+    here = (b[:, None] < B) & columns
+    backwards = k != reverse
+    steps = lengths_of(length, b, B, T)
+    batch_row = batch_rows(batch_offset, batch_stride, b, B)
+
+    # Elements from one gate to the next, and from one state but h to the next: in rows, and in sequences.
+    gate_stride, row_plane, sequence_plane = N * D, P.to(tl.int64) * K * N * D, K.to(tl.int64) * B * N * D
+    sequence = offset(k * B + b, 0, 1, n, N, D)
+    reset_plane = row_plane if RESETS == 3 else sequence_plane
+    weight = weight_hh + (k.to(tl.int64) * G * N + n) * D * D
+    OTHERS: tl.constexpr = S - 1
+    weights = ()
+    if RESIDENT:
+        weights = load_weights(weight, gate_stride * D, u, D, BLOCK_K, G)
+    factor = None
+    if h_mask is not None:
+        factor = tl.load(h_mask + sequence[:, None] + u[None, :], mask=here, other=0.0).to(tl.float32)
+
+    # Gradients of the state after the step at hand.
+    dh_source, ds_source = tl.where(resumed > 0, dh0, d_h_n), tl.where(resumed > 0, ds0, d_s_n)
+    dh = tl.load(dh_source + sequence[:, None] + u[None, :], mask=(b[:, None] < or_zero(dh_source, B)) & columns,
+                 other=0.0).to(tl.float32)
+    ds = load_planes(ds_source, sequence, sequence_plane, u, (b[:, None] < or_zero(ds_source, B)) & columns, 0.0,
+                     OTHERS)
+
+    # Everything that a step reads and no step writes is loaded one step ahead.
+    stop = tl.minimum(end_step, tl.max(steps, 0).to(tl.int32))
+    row = rows_at(stop - 1, steps, backwards, time_offset, time_stride, batch_row)
+    begun = (tl.where(stop > 0, steps, -1)[:, None] >= stop) & columns
+    x = load_planes(pre, offset(row, k, K, n, N, D, G), gate_stride, u, begun, 0.0, G)
+    index = offset(row, k, K, n, N, D)
+    after = load_planes(states, index, row_plane, u, begun, 0.0, OTHERS)
+    d_out = tl.load(d_output + index[:, None] + u[None, :], mask=begun & (u[None, :] < or_zero(d_output, D)), other=0.0)
+
+    if SLICED and not BARRIER:
+        # The launch before left this to do, for the sequences that it has walked in.
+        last = rows_at(end_step, steps, backwards, time_offset, time_stride, batch_row)
+        ended = tl.where(resumed > 0, steps, 0) > end_step
+        product = shared_product(dpre, offset(last, k, K, n, N, D, G), gate_stride, weight, weights, u, ended, BLOCK_B,
+                                 D, G, BLOCK_K, RESIDENT, PRECISION)
+        if h_mask is not None:
+            product *= factor
+        dh = tl.where(ended[:, None], product, dh)
+        if RESETS > 0:
+            source = tl.where(backwards, row, last)
+            cut = cuts_at(end_step, tl.where(resumed > 0, steps, 0), backwards, reset, source)
+            dh = cut_h(dh, cut, dreset_h, offset(source, k, K, n, N, D) if RESETS == 3 else sequence, u, D)
+
+    for i in range(stop - first_step):
+        step = stop - 1 - i
+        active = step < steps
+        rows = active[:, None] & columns
+        before = rows_at(step - 1, steps, backwards, time_offset, time_stride, batch_row)
+        before_index = offset(before, k, K, n, N, D)
+        # The state before this step, and how many units of it there are: none where it is zero.
+        s_before = tl.where(step > 0, states + before_index, s0 + sequence)
+        s_units = tl.where(step > 0, tl.where(step <= steps, D, 0), tl.where(b < B, or_zero(s0, D), 0))
+        s_plane = tl.where(step > 0, row_plane, sequence_plane)
+        s = load_state(s_before, s_plane, s_units, u, OTHERS)
+        if RESETS > 0:
+            source = tl.where(backwards, before, row)
+            cut = cuts_at(step, steps, backwards, reset, source)
+            reset_index = offset(source, k, K, n, N, D) if RESETS == 3 else sequence
+            if tl.max(cut.to(tl.int32), 0) > 0:
+                mask = cut[:, None] & (u[None, :] < or_zero(reset_s, D))
+                s = select(cut, load_planes(reset_s, reset_index, reset_plane, u, mask, 0.0, OTHERS), s, OTHERS)
+
+        # Ones outside: a state that every cell can divide by, so that nothing masked out is NaN in the product.
+        s_after = ()
+        for j in tl.static_range(OTHERS):
+            s_after = s_after + (tl.where(rows, after[j], 1.0),)
+        d_after = ds
+        if d_states is not None:
+            d_after = sums(ds, load_planes(d_states, index, row_plane, u, rows, 0.0, OTHERS), OTHERS)
+        nothing = tl.zeros((BLOCK_B, BLOCK_U), tl.float32)
+        d_gates, d_state = CELL_BACKWARD(floats(x, G), (nothing,) + s, (nothing,) + s_after,
+                                         (dh + d_out.to(tl.float32),) + d_after)
+        gates = offset(row, k, K, n, N, D, G)
+        if d_pre is not None:
+            d_gates = sums(d_gates, load_planes(d_pre, gates, gate_stride, u, rows, 0.0, G), G)
+        stored = ()
+        for g in tl.static_range(G):
+            stored = stored + (d_gates[g].to(dpre.dtype.element_ty),)
+        store_planes(dpre, gates, gate_stride, u, rows, stored, G)
+
+        ds = select(active, d_state[1:], ds, OTHERS)
+        if RESETS > 0:
+            if tl.max(cut.to(tl.int32), 0) > 0:
+                mask = cut[:, None] & (u[None, :] < or_zero(dreset_s, D))
+                add_planes(dreset_s, reset_index, reset_plane, u, mask, ds, OTHERS)
+                ds = select(cut, zeros(BLOCK_B, BLOCK_U, OTHERS), ds, OTHERS)
+                # Loaded again, rather than kept beside the reset state in registers all the time.
+                s = load_state(s_before, s_plane, s_units, u, OTHERS)
+
+        # Behind the cell, whose registers are free now, and ahead of the product, which hides the loads.
+        begun = (tl.where(step > 0, steps, -1)[:, None] >= step) & columns
+        next_x = load_planes(pre, offset(before, k, K, n, N, D, G), gate_stride, u, begun, 0.0, G)
+        next_d_out = tl.load(d_output + before_index[:, None] + u[None, :],
+                             mask=begun & (u[None, :] < or_zero(d_output, D)), other=0.0)
+        if BARRIER:
+            group_barrier(arrivals + (k * N + n) * (tl.num_programs(0) // slices) + tile, slices * (i + 1))
+        if not SLICED or BARRIER:
+            if SLICED:
+                product = shared_product(dpre, gates, gate_stride, weight, weights, u, active, BLOCK_B, D, G, BLOCK_K,
+                                         RESIDENT, PRECISION)
+            else:
+                product = tl.zeros((BLOCK_B, BLOCK_U), tl.float32)
+                for g in tl.static_range(G):
+                    product = tl.dot(stored[g], weights[g], product, input_precision=PRECISION)
+            if h_mask is not None:
+                product *= factor
+            dh = tl.where(active[:, None], product, dh)
+            if RESETS > 0:
+                dh = cut_h(dh, cut, dreset_h, reset_index, u, D)
+        row, index, x, d_out, after = before, before_index, next_x, next_d_out, s
+
+    tl.store(dh0 + sequence[:, None] + u[None, :], dh, mask=here)
+    store_planes(ds0, sequence, sequence_plane, u, here, ds, OTHERS)

@@ -1,0 +1,200 @@
+"""The forward pass of every cell: one program walks a tile of sequences through all its steps.
+
+A program has BLOCK_B sequences, one head, one direction and BLOCK_U units of it, for which it keeps the state in
+registers and, where RESIDENT, its part of the recurrent matrix on chip. Where BLOCK_U covers the head (not SLICED), h
+stays in the program too. Elsewhere the ``slices`` programs of a head read each other's h out of ``output``: after a
+barrier where BARRIER, else in the next launch, of one step each.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import (batch_rows, cuts_at, group_barrier, lengths_of, load_matrix, load_planes, offset, or_zero,
+                    rows_at, select, store_planes, sums)
+
+
+@triton.jit
+def load_gates(weight, gate_stride, start, first_u, D: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+               G: tl.constexpr):
+    """(BLOCK_K, BLOCK_U * G): rows from ``start`` of R^T, the gates of a unit side by side.
+
+    One product for all gates: with few units, one per gate would not have columns for every warp.
+    """
+    inner, columns = start + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_U * G)
+    unit = first_u + columns // G
+    pointers = weight + (columns % G * gate_stride + unit * D)[None, :] + inner[:, None]
+    return tl.load(pointers, mask=(inner[:, None] < D) & (unit[None, :] < D), other=0.0)
+
+
+@triton.jit
+def split_gates(values, BLOCK_U: tl.constexpr, G: tl.constexpr):
+    """(BLOCK_B, BLOCK_U * G) with the gates of a unit side by side -> a tuple of G tiles."""
+    tl.static_assert(G == 4, "other numbers of gates need another tree of splits")
+    even, odd = values.reshape(values.shape[0], BLOCK_U, 2, 2).split()
+    first, third = even.split()
+    second, fourth = odd.split()
+    return first, second, third, fourth
+
+
+@triton.jit
+def masked(h, h_mask, index, units, rows):
+    """``h`` as it meets the recurrent matrix."""
+    if h_mask is not None:
+        factor = tl.load(h_mask + index[:, None] + units[None, :], mask=rows, other=0.0)
+        h = (h.to(tl.float32) * factor.to(tl.float32)).to(h.dtype)
+    return h
+
+
+@triton.jit
+def load_part(h, units, h_mask, sequence, start, BLOCK_K: tl.constexpr):
+    """(BLOCK_B, BLOCK_K) of h, other programs' units too, as it meets the recurrent matrix."""
+    inner = start + tl.arange(0, BLOCK_K)
+    there = inner[None, :] < units[:, None]
+    # Not through the first-level cache: it may hold what was there before the others stored theirs.
+    part = tl.load(h[:, None] + inner[None, :], mask=there, other=0.0, cache_modifier=".cg")
+    return masked(part, h_mask, sequence, inner, there)
+
+
+@triton.jit
+def shared_product(h, units, h_mask, sequence, weight, weights, gate_stride, first_u, D: tl.constexpr,
+                   BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, G: tl.constexpr, RESIDENT: tl.constexpr,
+                   PRECISION: tl.constexpr):
+    """R h as a tuple of G tiles, of the first ``units`` (BLOCK_B,) units of what pointers ``h`` (BLOCK_B,) point to."""
+    total = tl.zeros((h.shape[0], BLOCK_U * G), tl.float32)
+    if RESIDENT:
+        for chunk in tl.static_range((D + BLOCK_K - 1) // BLOCK_K):
+            part = load_part(h, units, h_mask, sequence, chunk * BLOCK_K, BLOCK_K)
+            total = tl.dot(part, weights[chunk], total, input_precision=PRECISION)
+    else:
+        for start in range(0, D, BLOCK_K):
+            part = load_part(h, units, h_mask, sequence, start, BLOCK_K)
+            tile = load_gates(weight, gate_stride, start, first_u, D, BLOCK_U, BLOCK_K, G)
+            total = tl.dot(part, tile, total, input_precision=PRECISION)
+    return split_gates(total, BLOCK_U, G)
+
+
+@triton.jit(do_not_specialize=("time_stride", "batch_stride", "T", "B", "P", "K", "N", "reverse", "first_step",
+                               "end_step", "slices"))
+def recurrence_fwd_kernel(
+        wx,            # (P, K, G, N, D) storage
+        weight_hh,     # (K, G, N, D_out, D_in) storage
+        h0,            # (K, B, N, D) storage, may be null
+        s0,            # (S - 1, K, B, N, D) float32, may be null
+        reset,         # (P,) uint8, may be null where RESETS is 0
+        reset_h,       # as h0 or, where RESETS is 3, (P, K, N, D); may be null
+        reset_s,       # as s0 or, where RESETS is 3, (S - 1, P, K, N, D); may be null
+        h_mask,        # (K, B, N, D) storage, or None
+        output,        # (P, K, N, D) storage
+        h_n,           # (K, B, N, D) storage
+        s_n,           # (S - 1, K, B, N, D) float32
+        pre,           # (P, K, G, N, D) storage, or None together with states: inference
+        states,        # (S - 1, P, K, N, D) float32, or None
+        arrivals,      # (K, N, batch tiles) int32, zero; may be null unless BARRIER
+        time_offset,   # (T,) int64, may be null: t * time_stride
+        batch_offset,  # (B,) int64, may be null: b * batch_stride
+        length,        # (B,) int64, may be null: T
+        time_stride, batch_stride, T, B, P, K, N,
+        reverse,               # direction k walks backwards iff (k == 1) != reverse
+        first_step, end_step,  # this launch's steps; from the second launch on the state is in h_n and s_n
+        slices,
+        CELL_FORWARD: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
+        RESETS: tl.constexpr,  # 0 none, 1 to zero, 2 to a state per sequence, 3 to a state per row
+        BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+        SLICED: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr, PRECISION: tl.constexpr):
+    tile, n, k = tl.program_id(0) // slices, tl.program_id(1), tl.program_id(2)
+    b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    first_u = tl.program_id(0) % slices * BLOCK_U
+    u = first_u + tl.arange(0, BLOCK_U)
+    columns = u[None, :] < D
+    here = (b[:, None] < B) & columns
+    backwards = k != reverse
+    steps = lengths_of(length, b, B, T)
+    batch_row = batch_rows(batch_offset, batch_stride, b, B)
+
+    # Elements from one gate to the next, and from one state but h to the next: in rows, and in sequences.
+    gate_stride, row_plane, sequence_plane = N * D, P.to(tl.int64) * K * N * D, K.to(tl.int64) * B * N * D
+    sequence = offset(k * B + b, 0, 1, n, N, D)
+    reset_plane = row_plane if RESETS == 3 else sequence_plane
+    weight = weight_hh + (k.to(tl.int64) * G * N + n) * D * D
+    OTHERS: tl.constexpr = S - 1
+    # The products of float32, which are scalar, are made for all gates at once. Next to the cell in one basic block
+    # they bring the vectorizer of Triton 3.9 down, on sm_90 and later; the change of layout is a border between them.
+    JOINED: tl.constexpr = h_n.dtype.element_ty == tl.float32
+    weights = ()
+    if not SLICED and not JOINED:
+        for g in tl.static_range(G):
+            weights = weights + (load_matrix(weight + g * gate_stride * D, u, u, 1, D, D),)
+    elif RESIDENT:
+        for start in tl.static_range(0, D, BLOCK_K):
+            weights = weights + (load_gates(weight, gate_stride * D, start, first_u, D, BLOCK_U, BLOCK_K, G),)
+
+    # The state: h rounded to storage, and the others.
+    resumed = first_step > 0
+    h_source, s_source = tl.where(resumed, h_n, h0), tl.where(resumed, s_n, s0)
+    h = tl.load(h_source + sequence[:, None] + u[None, :], mask=(b[:, None] < or_zero(h_source, B)) & columns,
+                other=0.0)
+    others = load_planes(s_source, sequence, sequence_plane, u, (b[:, None] < or_zero(s_source, B)) & columns, 0.0,
+                         OTHERS)
+
+    # Everything that a step reads and no step writes is loaded one step ahead.
+    before = rows_at(first_step - 1, steps, backwards, time_offset, time_stride, batch_row)
+    row = rows_at(first_step, steps, backwards, time_offset, time_stride, batch_row)
+    x = load_planes(wx, offset(row, k, K, n, N, D, G), gate_stride, u, (steps[:, None] > first_step) & columns, 0.0, G)
+    if RESETS > 0:
+        source = tl.where(backwards, before, row)
+        cut = cuts_at(first_step, steps, backwards, reset, source)
+
+    for step in range(first_step, tl.minimum(end_step, tl.max(steps, 0).to(tl.int32))):
+        active = step < steps
+        after = rows_at(step + 1, steps, backwards, time_offset, time_stride, batch_row)
+        next_x = load_planes(wx, offset(after, k, K, n, N, D, G), gate_stride, u,
+                             (steps[:, None] > step + 1) & columns, 0.0, G)
+        pre_sums = ()
+        if RESETS > 0:
+            reset_index = offset(source, k, K, n, N, D) if RESETS == 3 else sequence
+            # Cuts are rare: a branch that all programs without one skip.
+            if tl.max(cut.to(tl.int32), 0) > 0:
+                replaced = cut[:, None] & columns
+                h = tl.where(cut[:, None], tl.load(reset_h + reset_index[:, None] + u[None, :],
+                                                   mask=replaced & (u[None, :] < or_zero(reset_h, D)), other=0.0), h)
+                values = load_planes(reset_s, reset_index, reset_plane, u,
+                                     replaced & (u[None, :] < or_zero(reset_s, D)), 0.0, OTHERS)
+                others = select(cut, values, others, OTHERS)
+
+        if not SLICED:
+            here_h = masked(h, h_mask, sequence, u, here)
+            if JOINED:
+                total = tl.dot(here_h, weights[0], input_precision=PRECISION)
+                pre_sums = sums(split_gates(total, BLOCK_U, G), x, G)
+            for g in tl.static_range(0 if JOINED else G):
+                pre_sums = pre_sums + (tl.dot(here_h, weights[g], x[g].to(tl.float32), input_precision=PRECISION),)
+        else:
+            # Where each sequence's h lies, and how many units of it there are: none where it is zero.
+            h_before = tl.where(step > 0, output + offset(before, k, K, n, N, D), h0 + sequence)
+            h_units = tl.where(active, tl.where(step > 0, D, or_zero(h0, D)), 0)
+            if RESETS > 0:
+                h_before = tl.where(cut, reset_h + reset_index, h_before)
+                h_units = tl.where(cut, or_zero(reset_h, D), h_units)
+            products = shared_product(h_before, h_units, h_mask, sequence, weight, weights, gate_stride * D, first_u, D,
+                                      BLOCK_U, BLOCK_K, G, RESIDENT, PRECISION)
+            pre_sums = sums(products, x, G)
+
+        rows = active[:, None] & columns
+        state = CELL_FORWARD(pre_sums, (h.to(tl.float32),) + others)
+        new_h = state[0].to(h.dtype)
+        index = offset(row, k, K, n, N, D)
+        tl.store(output + index[:, None] + u[None, :], new_h, mask=rows)
+        if pre is not None:
+            store_planes(pre, offset(row, k, K, n, N, D, G), gate_stride, u, rows, pre_sums, G)
+            store_planes(states, index, row_plane, u, rows, state[1:], OTHERS)
+        h = tl.where(active[:, None], new_h, h)
+        others = select(active, state[1:], others, OTHERS)
+        if RESETS > 0:
+            source = tl.where(backwards, row, after)
+            cut = cuts_at(step + 1, steps, backwards, reset, source)
+        before, row, x = row, after, next_x
+        if BARRIER:
+            group_barrier(arrivals + (k * N + n) * (tl.num_programs(0) // slices) + tile, slices * (step + 1))
+
+    tl.store(h_n + sequence[:, None] + u[None, :], h, mask=here)
+    store_planes(s_n, sequence, sequence_plane, u, here, others, OTHERS)
