@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import breakdown, compare, console, gpu, machine, readme, report
+from . import breakdown, compare, console, exchange, gpu, machine, readme, report
 from .cases import CPU_SUITES, GPU_SUITES, MODES, QUICK, SUITES, select
 from .console import UserError
 from .contestants import default_precisions, missing
@@ -140,6 +140,9 @@ def parser() -> argparse.ArgumentParser:
     cuda = commands.add_parser("cuda", help="measure on one GPU, in this process")
     run_arguments(cuda)
     gpu.add_arguments(commands.add_parser("gpu", help="everything for a GPU that is there for some minutes"))
+    meeting = commands.add_parser("exchange", help="what it costs on a GPU that processors meet once per step")
+    meeting.add_argument("--out", type=Path, metavar="FILE", help="where results go, as JSON lines")
+    meeting.add_argument("--compile-only", action="store_true", help="only build the CUDA program")
     one = commands.add_parser("report", help="tables and plots of result files")
     one.add_argument("files", type=Path, nargs="+")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -166,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             return run(args, args.command, terminal)
         if args.command == "gpu":
             return gpu.run(args, terminal)
+        if args.command == "exchange":
+            return exchange.run(args.out, args.compile_only, terminal)
         if args.command == "report":
             terminal.print(f"written: {shown(report.write(read(args.files), args.out))}", highlight=False)
             return 0

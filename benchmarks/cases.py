@@ -53,11 +53,15 @@ class Case:
             return [self.T] * self.B
         return [max(1, self.T * (self.B - b) // self.B) for b in range(self.B)]
 
+    @property
+    def gates(self) -> int:
+        return len(CELLS[self.cell].gates)
+
     def flops(self, mode: str) -> int:
         """Multiplications and additions of the matrix products; a training step has three for each of inference."""
-        rows, G, D = sum(self.lengths), len(CELLS[self.cell].gates), self.H // self.N
+        rows, D = sum(self.lengths), self.H // self.N
         inputs = [self.I] + [self.K * self.H] * (self.L - 1)
-        forward = sum(2 * rows * self.K * G * self.H * (width + D) for width in inputs)
+        forward = sum(2 * rows * self.K * self.gates * self.H * (width + D) for width in inputs)
         return forward * (3 if mode == "training" else 1)
 
 

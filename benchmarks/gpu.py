@@ -16,9 +16,11 @@ from rich.table import Table
 from . import machine, report
 from .cases import MODES, SUITES
 from .console import UserError
+from .exchange import FILE, section
 from .records import load
 from .watch import watch
 
+OUT = Path(__file__).parent / "out" / "gpu"
 RESERVE = 45
 """Seconds kept for the report."""
 LEAST = 15
@@ -63,6 +65,13 @@ def plan(out: Path, sanitizer: bool, rehearsal: bool = False) -> list[Step]:
         command = (*check(prefix), "--only", "nobody", "--out", str(out / f"{tool}.jsonl"))
         return [Step(f"sanitizer-{tool}", f"tiny cases under compute-sanitizer's {tool}", command, estimate, 600)]
 
+    def exchange():
+        if shutil.which("nvcc") is None:
+            return []
+        options = ("--compile-only",) if rehearsal else ("--out", str(out / FILE))
+        return [Step("exchange", "what it costs that processors meet once per step",
+                     (*python, "benchmarks", "exchange", *options), 40, 120)]
+
     main = ("--only", "nn.LSTM", "--without", "compiled,loop", "--precision", "bf16,fp16,fp32")
     return [
         Step("build", "which backends are there", (*python, "xlstm_fused", "info"), 15, 60),
@@ -71,6 +80,7 @@ def plan(out: Path, sanitizer: bool, rehearsal: bool = False) -> list[Step]:
         # pytest's 5 is: no tests.
         Step("tests", "GPU tests", (*python, "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"), 180, 420,
              good=(0, 5)),
+        *exchange(),
         bench("core", "nn.LSTM in every precision, and the reference", "gpu-core", 25, "--only", "nn.LSTM,reference"),
         *sanitize("memcheck", 90),
         bench("grid", "nn.LSTM over H and B", "gpu-grid", 8, *main),
@@ -123,8 +133,9 @@ def show(rows: list[tuple[Step, str]], terminal: Console) -> None:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--minutes", type=float, required=True, metavar="N", help="how long it may take, all in all")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+    parser.add_argument("--minutes", type=float, default=30, metavar="N",
+                        help="how long it may take, all in all; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR",
                         help="for results, logs and report; what it holds already of the same code is not run again")
     parser.add_argument("--dry-run", action="store_true", help="list what would run, with guesses of the time")
     parser.add_argument("--rehearse", action="store_true", help="run the same steps on the CPU, with tiny cases")
@@ -158,6 +169,6 @@ def run(args, terminal: Console) -> int:
         terminal.print(f"{step.name:<20} {status}, {seconds:.0f} s; log: {step.name}.log", highlight=False)
     results = args.out / "results.jsonl"
     if results.exists():
-        report.write(load([results]), args.out)
+        report.write(load([results]), args.out, [section(args.out / FILE)] if (args.out / FILE).exists() else [])
         terminal.print("report: report.md, beside the logs")
     return 1 if bad else 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("xlstm-fused", "torch", "triton", "flashrnn", "xlstm", "torchrl", "numpy")
+PACKAGES = ("xlstm-fused", "torch", "triton", "flashrnn", "xlstm", "torchrl", "haste_pytorch", "numpy")
 MEASURED = ("xlstm_fused", "csrc", "setup.py")
 
 
@@ -62,6 +62,8 @@ def versions(device_type: str) -> dict:
     found["torch"] = torch.__version__
     if device_type == "cuda":
         found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        if driver := smi("driver_version"):
+            found["driver"] = driver
     else:
         found["instructions"] = torch.backends.cpu.get_cpu_capability()
     return found
@@ -79,6 +81,30 @@ def device_name(device_type: str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {cores()} cores"
+
+
+def smi(field: str) -> str | None:
+    """What nvidia-smi says of a field of the current GPU; None without it."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "-i",
+             str(torch.cuda.current_device())]
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def clocks(device_type: str) -> dict[str, float]:
+    """MHz at this moment: of a GPU's processors and memory; of the CPU the mean over cores, where the system says."""
+    if device_type == "cuda":
+        found = {name: smi(f"clocks.{field}") for name, field in (("processors", "sm"), ("memory", "mem"))}
+        return {name: float(value) for name, value in found.items() if value and value.isdigit()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    rates = [float(line.split(":", 1)[1]) for line in lines if line.startswith("cpu MHz")]
+    return {"processors": round(sum(rates) / len(rates), 1)} if rates else {}
 
 
 def cores() -> int:

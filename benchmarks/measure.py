@@ -123,6 +123,18 @@ def gemm_gflops(device: str, precision: str, threads: int) -> float:
     return 2 * size**3 / seconds / 1e9
 
 
+def copy_gbs(device: str, threads: int) -> float:
+    """The rate of a large copy, 1e9 bytes per second, those that are read and those that are written together."""
+    source = torch.ones(2**26 if device == "cuda" else 2**23, device=device)
+    target = torch.empty_like(source)
+    if device == "cuda":
+        seconds = median(CudaClock().block(lambda: target.copy_(source), 1, 0.03)) / 1e3
+    else:
+        timer = Timer("target.copy_(source)", globals={"target": target, "source": source}, num_threads=threads)
+        seconds = timer.blocked_autorange(min_run_time=0.1).median
+    return 2 * source.numel() * source.element_size() / seconds / 1e9
+
+
 def peak_bytes(device: str, run: Callable) -> int | None:
     """How far memory grows in one call. On the CPU this is the resident set's, and known on Linux only."""
     gc.collect()

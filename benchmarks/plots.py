@@ -128,11 +128,47 @@ def heat_map(records: list[Record], rival: str, precision: str, ours: str, title
     return figure
 
 
+def roofline(records: list[Record], title: str) -> Figure | None:
+    """Of everyone and every case: GFLOP/s against the operations that a byte of unavoidable traffic allows, below the
+    rates of a large copy and of a large product in that precision."""
+    records = [each for each in records if each.ms and each.copy_gbs and each.gemm_gflops]
+    if not records:
+        return None
+    modes = [mode for mode in MODES if any(each.mode == mode for each in records)]
+    figure = Figure((1.5 + 5 * len(modes), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(map(line_name, records)))
+    precisions = list(dict.fromkeys(each.precision for each in records))
+    for panel, mode in zip(panels, modes):
+        chosen = [each for each in records if each.mode == mode]
+        for index, name in enumerate(names):
+            points = [(each.flops / each.traffic_bytes, each.flops / each.ms["p50"] / 1e6) for each in chosen
+                      if line_name(each) == name]
+            if points:
+                panel.plot(*zip(*points), MARKERS[index % len(MARKERS)], color=f"C{index % 10}", markersize=4,
+                           label=name)
+        intensities = [each.flops / each.traffic_bytes for each in chosen]
+        width = numpy.geomspace(min(intensities), max(intensities), 100)
+        copy = numpy.median([each.copy_gbs for each in chosen])
+        for number, precision in enumerate(precisions):
+            rates = [each.gemm_gflops for each in chosen if each.precision == precision]
+            if rates:
+                panel.plot(width, numpy.minimum(copy * width, numpy.median(rates)), "k", linewidth=1,
+                           linestyle=("-", "--", ":", "-.")[number % 4], label=f"copy and product, {precision}")
+        panel.set(xscale="log", yscale="log", title=mode, xlabel="operations per byte of input, output and parameters")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("GFLOP/s")
+    panels[0].legend(fontsize="x-small")
+    figure.suptitle(title)
+    return figure
+
+
 def all_figures(records: list[Record], title: str) -> Iterable[tuple[str, Figure]]:
     """File names (without suffix) and figures for the records of one device and thread count."""
     yield "ratios", ratios(records, title)
     for name in ("H", "B"):
         yield f"step-time-{name}", step_times(records, name, title)
+    yield "roofline", roofline(records, title)
     pairs = {(each.contestant, each.precision, ours) for each in records for ours in each.ratios}
     for rival, precision, ours in sorted(pairs):
         slug = "".join(letter if letter.isalnum() else "-" for letter in f"{rival}-{precision}-{ours}").lower()

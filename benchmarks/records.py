@@ -59,6 +59,11 @@ class Record:
     flops: int = 0
     gemm_gflops: float | None = None
     gemm_share: float | None = None
+    traffic_bytes: int = 0
+    copy_gbs: float | None = None
+    floor_ms: float | None = None
+    floor_share: float | None = None
+    clocks: dict = field(default_factory=dict)
     kernels: list = field(default_factory=list)
 
     def __post_init__(self):

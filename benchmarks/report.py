@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from .plots import all_figures
@@ -33,10 +34,10 @@ def detail_table(records: list[Record]) -> str:
             each.case["name"], each.mode, f"{short(each.contestant)} {each.precision}", each.status,
             *([f"{each.ms[name]:.4g}" for name in ("p20", "p50", "p80")] if each.ms else [""] * 3),
             cell(each) if each.ratios else "", number(each.graph_ms and each.graph_ms["p50"], ".4g"),
-            number(each.gemm_share, ".0%"), number(each.first_call_s, ".3g"),
+            number(each.gemm_share, ".0%"), number(each.floor_share, ".0%"), number(each.first_call_s, ".3g"),
             number(None if each.peak_bytes is None else each.peak_bytes / 2**20, ".1f"), number(each.error, ".1e")])
     return markdown(["case", "mode", "contestant", "status", "p20, ms", "p50, ms", "p80, ms", "ratio", "as graph, ms",
-                     "of sgemm", "first call, s", "peak, MiB", "error"], rows)
+                     "of sgemm", "of floor", "first call, s", "peak, MiB", "error"], rows)
 
 
 def kernel_lines(records: list[Record]) -> list[str]:
@@ -48,10 +49,11 @@ def bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def write(records: list[Record], out: Path) -> Path:
-    """Write ``report.md`` and its pictures into the folder ``out``; returns the path of the report."""
+def write(records: list[Record], out: Path, sections: Iterable[str] = ()) -> Path:
+    """Write ``report.md`` and its pictures into the folder ``out``; returns the path of the report. ``sections``, of
+    Markdown, come before the records'."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = ["# Benchmark", EXPLANATION]
+    parts = ["# Benchmark", EXPLANATION, *sections]
     for number, ((device, threads), group) in enumerate(by_device(records).items()):
         title = f"{device}, {threads} {'thread' if threads == 1 else 'threads'}"
         parts += [f"## {title}", provenance(group)]

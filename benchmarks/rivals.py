@@ -17,7 +17,7 @@ from .cases import Case
 from .problem import DTYPES, Problem
 from .ready import Ready
 
-PACKAGES = {"cpu": ("flashrnn", "xlstm"), "cuda": ("flashrnn", "xlstm", "torchrl")}
+PACKAGES = {"cpu": ("flashrnn", "xlstm"), "cuda": ("flashrnn", "xlstm", "torchrl", "haste_pytorch")}
 COMPILE_SECONDS = 420
 """nvcc builds the CUDA kernels of flashrnn and xlstm at the first call of each shape."""
 
@@ -106,6 +106,30 @@ def torchrl(problem: Problem, precision: str) -> Ready:
     return Ready(problem, forward, x, leaves)
 
 
+def haste(problem: Problem, precision: str) -> Ready:
+    import haste_pytorch
+
+    case = problem.case
+    module = haste_pytorch.LSTM(case.I, case.H).to(problem.device)
+
+    def native(parameters):
+        # Gates are i, g, f, o, and matrices (in, out).
+        def reordered(value):
+            i, f, g, o = value.chunk(4)
+            return torch.cat((i, g, f, o))
+
+        return {"kernel": reordered(parameters["weight_ih_l0"]).t(),
+                "recurrent_kernel": reordered(parameters["weight_hh_l0"]).t(),
+                "bias": reordered(parameters["bias_ih_l0"] + parameters["bias_hh_l0"])}
+
+    leaves = {}
+    for name, value in _leaves(native, problem, precision).items():
+        leaves[name] = nn.Parameter(value.detach())
+        setattr(module, name, leaves[name])
+    x, input = problem.input(precision)
+    return Ready(problem, lambda: module(input), x, leaves, native)
+
+
 def _one_layer(case: Case, cells: tuple[str, ...], heads: bool = True, resets: bool = False) -> str | None:
     if case.cell not in cells:
         return f"no {case.cell}"
@@ -134,6 +158,8 @@ def installed(device: str) -> list[dict]:
                  refuses=both, precisions=("bf16", "fp16"), build_seconds=300),
             dict(name="torchrl Triton LSTM", package="torchrl", build=torchrl, precisions=("fp32", "bf16"),
                  refuses=partial(_one_layer, cells=("lstm",), heads=False, resets=True), build_seconds=300),
+            dict(name="haste", package="haste_pytorch", build=haste,
+                 refuses=partial(_one_layer, cells=("lstm",), heads=False)),
             *(dict(name=f"FlashRNN {backend}", package="flashrnn", build=partial(flashrnn, backend=backend),
                    refuses=both, precisions=("bf16",), build_seconds=COMPILE_SECONDS)
               for backend in ("cuda_fused", "cuda")),

@@ -14,7 +14,8 @@ import torch
 from . import machine, measure
 from .cases import MODES, Case
 from .contestants import LOOP_STEPS, QUICK_LOOP_STEPS, Contestant, roster, truth
-from .problem import LIMITS, Problem, worst_error
+from .floor import floor_ms, traffic
+from .problem import DTYPES, LIMITS, Problem, worst_error
 from .ready import Ready
 from .records import Record, Spread, append, case_fields, load
 
@@ -176,13 +177,22 @@ class Runner:
         clock = measure.CudaClock() if device == "cuda" else measure.CpuClock(job.threads)
         runs = {key: each.runner(job.mode) for key, each in ready.items()}
         rates = {precision: measure.gemm_gflops(device, precision, job.threads) for _, precision in runs}
+        copy_gbs = measure.copy_gbs(device, job.threads)
         result = self._race(clock, records, runs, ours)
+        clocks = machine.clocks(device)
         for key, record in records.items():
+            record.clocks = clocks
             record.status, record.ms, record.ratios = "ok", Spread.of(result.times[key]), ratios(result, key)
             record.samples, record.calls = len(result.times[key]), result.calls[key]
             record.peak_bytes = measure.peak_bytes(device, runs[key])
             record.gemm_gflops = round(rates[key[1]], 2)
             record.gemm_share = round(record.flops / (record.ms["p50"] * 1e6) / rates[key[1]], 4)
+            itemsize = DTYPES[key[1]].itemsize
+            record.traffic_bytes, record.copy_gbs = traffic(job.case, job.mode, itemsize), round(copy_gbs, 2)
+            least = floor_ms(job.case, job.mode, itemsize, device if device == "cpu" else record.device, rates[key[1]],
+                             copy_gbs)
+            if least is not None:
+                record.floor_ms, record.floor_share = float(f"{least:.6g}"), round(least / record.ms["p50"], 4)
             self._write(record)
         if device == "cuda":
             runs = {key: run for key, run in runs.items() if key not in loops}

@@ -83,5 +83,5 @@ def provenance(records: list[Record]) -> str:
 
     commits = {f"{each.commit or 'source ' + each.source}{' with changes' if each.dirty else ''}" for each in records}
     versions = several(f"{name} {number}" for each in records for name, number in each.versions.items()
-                       if name in ("torch", "triton", "flashrnn", "xlstm", "torchrl", "cuda", "cudnn", "instructions"))
+                       if name not in ("python", "xlstm-fused", "numpy"))
     return f"commit {several(commits)}; {versions}; {several(each.time[:10] for each in records)}"

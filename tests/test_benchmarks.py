@@ -2,9 +2,11 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # The benchmark is run in the repository and not installed.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import breakdown, cases, compare, measure, readme, report, runner  # noqa: E402
+from benchmarks import breakdown, cases, compare, floor, measure, readme, report, rivals, runner  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
-from benchmarks.contestants import Contestant, nn_lstm, roster  # noqa: E402
+from benchmarks.contestants import Contestant, nn_lstm, roster, truth  # noqa: E402
+from benchmarks.problem import LIMITS, Problem, worst_error  # noqa: E402
 from benchmarks.records import Record, Spread, append, case_fields, load  # noqa: E402
 
 
@@ -38,7 +41,8 @@ def record(contestant="xlstm_fused cpu", ms=1.0, spread=0.01, ratio=None, case=C
         threads=2, status="ok", ours=ratio is None, version="1.0", ms=around(ms) if ok else None,
         ratios={"fp32": around(ratio)} if ratio else {}, commit="abc", dirty=False, source="def",
         time="2026-01-02T03:04:05Z", versions={"torch": "2.13.0"}, error=1e-7, error_of="output",
-        gemm_gflops=100.0, gemm_share=0.5, first_call_s=0.1, peak_bytes=2**20, flops=case.flops("training"))
+        gemm_gflops=100.0, gemm_share=0.5, traffic_bytes=10**6, copy_gbs=10.0, first_call_s=0.1, peak_bytes=2**20,
+        flops=case.flops("training"))
     return Record(**defaults | values)
 
 
@@ -84,6 +88,30 @@ def test_lengths_and_operations_of_a_ragged_case():
     assert case.lengths == [8, 6, 4, 2]
     assert case.flops("inference") == 2 * 20 * 4 * 5 * (3 + 5)
     assert Case(4, 8, 3, 6, L=2, N=3, bidirectional=True).flops("training") == 3 * 2 * 32 * 2 * 4 * 6 * (3 + 2 + 12 + 2)
+
+
+def test_floor_is_the_longer_of_products_and_traffic():
+    case = Case(4, 8, 3, 5, ragged="packed")
+    parameters = 4 * 5 * (3 + 5 + 2)
+    assert floor.traffic(case, "inference", 4) == 4 * (20 * (3 + 5) + parameters)
+    assert floor.traffic(case, "training", 2) == 2 * (3 * 20 * (3 + 5) + 2 * parameters)
+    operations, moved = case.flops("training"), floor.traffic(case, "training", 4)
+    # In ms, at 1e9 operations, or bytes, per second.
+    assert floor.floor_ms(case, "training", 4, "cpu", 1.0, 1e9) == pytest.approx(operations / 1e6)
+    assert floor.floor_ms(case, "training", 4, "cpu", 1e9, 1.0) == pytest.approx(moved / 1e6)
+
+
+def test_floor_of_a_gpu_has_the_steps_and_is_of_one_device():
+    case = Case(16, 1024, 256, 256)
+    forward, backward = floor.STEP_US[256, 16]
+    assert floor.floor_ms(case, "inference", 2, "NVIDIA H200", 1e9, 1.0) == pytest.approx(1.024 * forward, rel=1e-4)
+    # The input product has half of the operations; training has three of it, and one for the gradient of R.
+    assert floor.floor_ms(case, "training", 2, "NVIDIA H200", 1.0, 1.0) == pytest.approx(
+        1.024 * (forward + backward) + 4 * case.flops("inference") / 2e6)
+    for other in (replace(case, bidirectional=True), replace(case, H=200)):
+        assert floor.floor_ms(other, "inference", 2, "NVIDIA H200", 1.0, 1.0) is None
+    assert floor.floor_ms(case, "inference", 4, "NVIDIA H200", 1.0, 1.0) is None
+    assert floor.floor_ms(case, "inference", 2, "NVIDIA A100", 1.0, 1.0) is None
 
 
 def test_records_survive_their_file(tmp_path):
@@ -152,7 +180,7 @@ def test_report_has_every_table_and_picture(tmp_path):
     text = path.read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert [name.split("-", 1)[1] for name in pictures] == [
-        "ratios.png", "step-time-H.png", "step-time-B.png", "heat-nn-lstm-fp32-fp32.png"]
+        "ratios.png", "step-time-H.png", "step-time-B.png", "roofline.png", "heat-nn-lstm-fp32-fp32.png"]
     for name in pictures:
         assert (path.parent / name).read_bytes().startswith(b"\x89PNG")
     assert "| B16 T64 I128 H128 | training | 20.5 | 0.5x | wrong | failed |" in text
@@ -160,8 +188,8 @@ def test_report_has_every_table_and_picture(tmp_path):
     assert "commit abc; torch 2.13.0; 2026-01-02" in text
 
 
-def test_report_of_one_measurement_has_no_picture(tmp_path):
-    assert "![" not in report.write([record()], tmp_path).read_text()
+def test_report_of_one_measurement_has_no_picture_but_the_roofline(tmp_path):
+    assert re.findall(r"!\[(.*?) on ", report.write([record()], tmp_path).read_text()) == ["roofline"]
 
 
 def test_readme_matches_the_committed_results():
@@ -246,8 +274,42 @@ def test_a_run_by_command_writes_results_and_resumes(tmp_path, capsys):
     assert {each.status for each in found} == {"ok"}
     assert all(each.ratios["fp32"]["p50"] > 0 for each in found if not each.ours)
     assert len({each.commit for each in found}) == 1 and all(each.source for each in found)
+    assert all(each.copy_gbs > 0 and each.floor_share == pytest.approx(each.floor_ms / each.ms["p50"], abs=1e-4)
+               for each in found)
     size = out.stat().st_size
     assert main(command) == 0 and out.stat().st_size == size
+
+
+def test_haste_gets_its_own_layout(monkeypatch):
+    class LSTM(torch.nn.Module):
+        """haste's LSTM as its documentation states it: gates i, g, f, o, and matrices (in, out)."""
+
+        def __init__(self, I, H):
+            super().__init__()
+            for name, shape in (("kernel", (I, 4 * H)), ("recurrent_kernel", (H, 4 * H)), ("bias", (4 * H,))):
+                setattr(self, name, torch.nn.Parameter(torch.empty(shape)))
+
+        def forward(self, input):
+            h = c = input.new_zeros(input.shape[1], self.recurrent_kernel.shape[0])
+            outputs = []
+            for x in input:
+                i, g, f, o = (x @ self.kernel + h @ self.recurrent_kernel + self.bias).chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                outputs.append(h)
+            return torch.stack(outputs), (h.unsqueeze(0), c.unsqueeze(0))
+
+    monkeypatch.setitem(sys.modules, "haste_pytorch", SimpleNamespace(LSTM=LSTM))
+    problem = Problem(Case(3, 5, 4, 8), "cpu")
+    error, of = worst_error(rivals.haste(problem, "fp32").results("training"), truth(problem))
+    assert error < LIMITS["fp32"], of
+
+
+def test_pytest_benchmark_runs_the_quick_cases():
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-k", "state and inference",
+               "-p", "no:cacheprovider", "--benchmark-disable"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and re.search(r"[1-9] passed", result.stdout), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,6 +1,8 @@
 """The command for a borrowed GPU, without one: its plan, and how it treats what dies or hangs."""
 
+import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The benchmark is run in the repository and not installed.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import gpu, machine, runner, watch  # noqa: E402
+from benchmarks import exchange, gpu, machine, runner, watch  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
 from benchmarks.records import Record, case_fields, load  # noqa: E402
@@ -40,8 +42,38 @@ def test_gpu_dry_run_lists_what_would_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert not out.exists()
     names = [step.name for step in gpu.plan(out, sanitizer=False)]
-    assert names == ["build", "check", "tests", "core", "grid", "resets", "heads", "layouts", "nvcc"]
+    expected = ["build", "check", "tests", "core", "grid", "resets", "heads", "layouts", "nvcc"]
+    if shutil.which("nvcc"):
+        expected.insert(3, "exchange")
+    assert names == expected
     assert all(re.search(rf"{name} .* \d+ ", printed) for name in names)
+
+
+def test_gpu_needs_no_options(capsys):
+    assert main(["gpu", "--dry-run"]) == 0
+    assert "grid" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_exchange_program_compiles(capsys):
+    assert main(["exchange", "--compile-only"]) == 0
+    assert "compiles for sm_" in capsys.readouterr().out
+
+
+def test_exchange_without_nvcc_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert main(["exchange"]) == 2
+    assert "nvcc is not on the PATH" in capsys.readouterr().err
+
+
+def test_exchange_section_has_every_line(tmp_path):
+    lines = [{"way": "push", "ctas": 4, "us": 0.2, "ok": True}, {"way": "flag", "ctas": 8, "us": 0.7, "ok": False},
+             {"way": "resident", "ctas": 8, "shared": 65536, "clusters": 15}]
+    path = tmp_path / exchange.FILE
+    path.write_text("\n".join(map(json.dumps, lines)))
+    text = exchange.section(path)
+    assert "| push | 4 | 0.200 us |" in text and "| flag | 8 | wrong values |" in text
+    assert "| clusters of 8 at once, 64 KiB each | 8 | 15 |" in text
 
 
 def test_gpu_schedule_keeps_to_its_time_and_passes_by_what_is_done(tmp_path):
