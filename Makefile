@@ -46,7 +46,8 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet ruff==$(RUFF)
 	$(BIN)/ruff check
-	cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
+	@command -v cppcheck >/dev/null || echo "make lint: cppcheck is not installed, so csrc is seen by the compiler only"
+	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
 	    --suppress=missingIncludeSystem -Icsrc -DXLSTM_FUSED_ISA=portable csrc
 	CXXFLAGS="-O0 -Wall -Wextra -Werror" $(BIN)/python setup.py -q build_ext --build-lib build/warnings
 	! grep -q compile build/warnings/xlstm_fused/_build.json

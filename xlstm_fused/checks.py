@@ -83,7 +83,8 @@ def checkpoint_every(value) -> int | None:
     return value
 
 
-def cell_name(cell, allowed: tuple[str, ...] = tuple(CELLS)) -> None:
+def cell_name(cell, allowed: tuple[str, ...] | None = None) -> None:
+    allowed = allowed or tuple(CELLS)
     if not isinstance(cell, str) or cell not in allowed:
         raise ValueError(f"cell: expected one of {allowed}, got {cell!r}")
 
