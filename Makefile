@@ -7,14 +7,22 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet "$(TORCH)"
 INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 # What tests compare with, installed without what only their GPU kernels and trained models need.
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
+RUFF = 0.17.6
+LIBARCHER = /usr/lib/llvm-14/lib/libarcher.so
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help build demo test kernels info clean
+# What a sanitizer needs in the process before Python: by default GCC's.
+SANITIZED = build/sanitize
+runtime = $(realpath $(shell $(CXX) -print-file-name=lib$(1).so))
+
+.PHONY: help build demo test lint sanitize sanitize-address sanitize-thread kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
+	@echo "make lint   - build, then run ruff, cppcheck and the compiler with warnings as errors"
+	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -33,6 +41,33 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Warnings are errors here only: a user's newer compiler may have new ones. pre-commit runs ruff by the same version.
+lint: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet ruff==$(RUFF)
+	$(BIN)/ruff check
+	@command -v cppcheck >/dev/null || echo "make lint: cppcheck is not installed, so csrc is seen by the compiler only"
+	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
+	    --suppress=missingIncludeSystem -Icsrc -DXLSTM_FUSED_ISA=portable csrc
+	CXXFLAGS="-O0 -Wall -Wextra -Werror" $(BIN)/python setup.py -q build_ext --build-lib build/warnings
+	! grep -q compile build/warnings/xlstm_fused/_build.json
+
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address: $(INSTALLED)
+	CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	    LDFLAGS=-fsanitize=address,undefined $(BIN)/python setup.py -q build --build-base build --build-lib $(SANITIZED)-address
+	PYTHONPATH=$(SANITIZED)-address ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan) $(call runtime,stdc++)" \
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py
+
+# By clang and LLVM's OpenMP, whose archer tells ThreadSanitizer when OpenMP's threads wait for each other; libgomp has no
+# such thing. Torch, which nothing here instruments, has one thread. The file names what OpenMP's own code is known for.
+sanitize-thread: $(INSTALLED)
+	CXX=clang++ CXXFLAGS="-O1 -g -fsanitize=thread" $(BIN)/python setup.py -q build --build-base build --build-lib $(SANITIZED)-thread
+	PYTHONPATH=$(SANITIZED)-thread OMP_NUM_THREADS=1 OMP_TOOL_LIBRARIES=$(LIBARCHER) \
+	    TSAN_OPTIONS="suppressions=tests/openmp.supp" LD_PRELOAD="$(call runtime,tsan)" \
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py -k "split or threads"
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,8 +115,10 @@ def shared_flags() -> tuple[str, ...]:
 
 
 def build_folder() -> Path:
-    """Where objects are kept between builds; one folder for each platform and Python."""
-    return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+    """Where objects are kept between builds; one folder for each platform, Python, and compiler and flags if chosen."""
+    chosen = "\n".join(os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS"))
+    suffix = f"-{zlib.crc32(chosen.encode()):08x}" if chosen.strip() else ""
+    return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}{suffix}")
 
 
 def pybind11_include() -> Path:
@@ -162,7 +165,8 @@ def ninja_text(plan: Plan, library: Path) -> str:
     objects = []
     for unit in plan.units:
         objects.append(escape_path(folder / unit.object))
-        lines += [f"build {objects[-1]}: compile {escape_path(unit.source)}", f"  flags = {escape(shlex.join(unit.flags))}"]
+        lines += [f"build {objects[-1]}: compile {escape_path(unit.source)}",
+                  f"  flags = {escape(shlex.join(unit.flags))}"]
     lines.append(f"build {escape_path(library)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

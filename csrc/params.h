@@ -1,6 +1,6 @@
 // The arguments of the kernels, for every kind of hardware. Letters and layouts: all arrays are contiguous, "storage"
 // is the dtype of the layer, "state" is float (double where the storage is double). Any initial state, reset state or
-// incoming gradient that is nullptr is zero.
+// incoming gradient that is nullptr is zero. Arrays of S - 1 states are nullptr where S is 1.
 #pragma once
 
 #include <stdint.h>

@@ -52,9 +52,11 @@ class Problem:
         P, B, wide = rows.P, rows.B, state_dtype(dtype)
 
         def other_states(*shape):
-            c, *rest = torch.randn(S - 1, *shape, dtype=wide).unbind(0)
-            # The normaliser n of slstm is positive.
-            return torch.stack([c, *(value.exp() if index == 0 else value for index, value in enumerate(rest))])
+            values = torch.randn(S - 1, *shape, dtype=wide)
+            if cell == "slstm":
+                # The normaliser n is positive.
+                values[1].exp_()
+            return values
 
         tensors = {
             "wx": torch.randn(P, K, G, N, D).to(dtype),
@@ -88,6 +90,12 @@ class Problem:
         """``(values, gradients)`` of ``function(tensors, problem) -> (output, h_n, s_n, pre, states)``, as dicts."""
         tensors = {name: value.clone().requires_grad_() for name, value in self.tensors.items()}
         values = function(tensors, self)
-        gradients = torch.autograd.grad(values, list(tensors.values()), self.cotangents)
+        # Of a cell with one state, the others have no elements, and autograd knows nothing of them.
+        wanted = [(value, d) for value, d in zip(values, self.cotangents) if value.numel() or value.requires_grad]
+        gradients = torch.autograd.grad([value for value, _ in wanted], list(tensors.values()), [d for _, d in wanted],
+                                        allow_unused=True)
+        assert all(gradient is not None or value.numel() == 0 for gradient, value in zip(gradients, tensors.values()))
+        gradients = [torch.zeros_like(value) if gradient is None else gradient
+                     for gradient, value in zip(gradients, tensors.values())]
         names = ("output", "h_n", "s_n", "pre", "states")
         return dict(zip(names, values)), dict(zip(tensors, gradients))

@@ -52,7 +52,7 @@ def test_builds_then_has_nothing_to_do_then_follows_a_change(project):
 
 
 def test_no_compiler_is_a_reason_not_an_error(project):
-    environment = {key: "" for key in ("CXX", "CC")}
+    environment = dict.fromkeys(("CXX", "CC"), "")
     reason, printed = build(project, PATH=str(project / "stub"), **environment)
     assert reason == "no C++ compiler (c++, g++ or clang++) was found when the package was installed"
     assert f"WARNING: xlstm_fused is installed without its cpu backend: {reason}" in printed

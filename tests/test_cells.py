@@ -10,15 +10,13 @@ from xlstm_fused.cells import CELLS
 def random_step(cell, count=400):
     kind = CELLS[cell]
     pre = tuple(3 * torch.randn(count, dtype=torch.float64) for _ in kind.gates)
-    h, c, *rest = (torch.randn(count, dtype=torch.float64) for _ in kind.states)
-    if rest:
-        n, m = rest
-        n = n.exp()
+    state = tuple(torch.randn(count, dtype=torch.float64) for _ in kind.states)
+    if cell == "slstm":
+        h, c, n, m = state
         # A quarter of the elements at the zero state, where m' = i.
         start = torch.rand(count) < 0.25
-        rest = [torch.where(start, 0, n), torch.where(start, 0, m)]
-        c = torch.where(start, 0, c)
-    return pre, (h, c, *rest)
+        state = h, *(torch.where(start, 0, value) for value in (c, n.exp(), m))
+    return pre, state
 
 
 @pytest.mark.parametrize("cell", CELLS)

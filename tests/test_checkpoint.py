@@ -38,7 +38,8 @@ def run(problem, backend, every, order=1):
     gradients = torch.autograd.grad(values, inputs, problem.cotangents[:3], create_graph=order > 1)
     if order > 1:
         # Of second order: of the gradients' inner product with fixed directions.
-        directions = [torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) for value in gradients]
+        directions = [torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+                      for value in gradients]
         gradients = torch.autograd.grad(gradients, inputs, directions)
     return dict(zip(("output", "h_n", "s_n"), values)), dict(zip(names, gradients))
 

@@ -26,7 +26,8 @@ def test_info_has_every_backend(capsys):
 
 @pytest.mark.parametrize("cell", ["lstm", "slstm"])
 def test_demo_on_a_file(csv, tmp_path, capsys, cell):
-    arguments = ["--data", str(csv), "--column", "wave", "--cell", cell, "--backend", "reference", "--output", str(tmp_path)]
+    arguments = ["--data", str(csv), "--column", "wave", "--cell", cell, "--backend", "reference", "--output",
+                 str(tmp_path)]
     assert main(["demo", *TINY, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "backend reference" in printed and "seasonal naive" in printed

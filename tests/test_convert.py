@@ -1,6 +1,6 @@
 """Conversions against the packages themselves: outputs, states and gradients."""
 
-from itertools import permutations, product
+from itertools import product
 
 import pytest
 import torch

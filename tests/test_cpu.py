@@ -85,7 +85,8 @@ def test_bitwise_the_same_however_the_work_is_split(cell):
     for other_values, other_gradients in others:
         assert all(torch.equal(value, values[name]) for name, value in other_values.items())
         # The weight's is a product over all rows, made by torch.
-        assert all(torch.equal(value, gradients[name]) for name, value in other_gradients.items() if name != "weight_hh")
+        assert all(torch.equal(value, gradients[name]) for name, value in other_gradients.items()
+                   if name != "weight_hh")
 
     alone = Problem.random(cell, Rows.dense(7, 1, False), 2, 1, 21, dtype=torch.float32)
     alone.reset = problem.reset[1::5].clone()

@@ -45,7 +45,8 @@ def test_equals_nn_lstm(T, B, I, H, num_layers, bias, batch_first, bidirectional
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch_first", (True, False))
 # Much padding, which is left out, and little, which is not.
-@pytest.mark.parametrize("enforce_sorted, lengths", ((True, [6, 4, 3, 1]), (False, [3, 6, 1, 4]), (False, [6, 5, 6, 6])))
+@pytest.mark.parametrize("enforce_sorted, lengths", ((True, [6, 4, 3, 1]), (False, [3, 6, 1, 4]),
+                                                     (False, [6, 5, 6, 6])))
 def test_packed_and_lengths_equal_nn_lstm(enforce_sorted, lengths, batch_first, backend):
     theirs = nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64, batch_first=batch_first)
     ours = FusedxLSTM(3, 5, 2, bidirectional=True, dtype=torch.float64, batch_first=batch_first, backend=backend)

@@ -66,15 +66,17 @@ def test_outputs_are_fresh_and_as_the_fakes_say(layout, reset, dtype, cell, back
 
 
 def derivatives(function, problem, order):
-    """``[first, .., order-th]`` derivatives of a scalar of all results, each a list with one entry per tensor.
+    """``[first, .., order-th]`` derivatives of a scalar of all results, each a list with one entry per tensor that has
+    elements.
 
     The k-th is the gradient of the product of the one before with fixed numbers that make no two entries alike.
     """
     tensors = {name: value.clone().requires_grad_() for name, value in problem.tensors.items()}
     values, weights, results = function(tensors, problem), problem.cotangents, []
+    wanted = [value for value in tensors.values() if value.numel()]
     for _ in range(order):
         scalar = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
-        values = torch.autograd.grad(scalar, list(tensors.values()), create_graph=True)
+        values = torch.autograd.grad(scalar, wanted, create_graph=True)
         weights = [torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value) for value in values]
         results.append(values)
     return results
@@ -90,8 +92,9 @@ def test_third_derivatives_are_those_of_the_loop(case, cell, backend):
     problem = Problem.random(cell, D=2, **case)
     expected = derivatives(through_autograd, problem, 3)
     got = derivatives(lambda tensors, problem: through_ops(tensors, problem, backend), problem, 3)
+    names = [name for name, value in problem.tensors.items() if value.numel()]
     for order, (want, have) in enumerate(zip(expected, got, strict=True), 1):
-        for name, a, b in zip(problem.tensors, have, want, strict=True):
+        for name, a, b in zip(names, have, want, strict=True):
             assert b.norm() > 0
             assert_close(a, b, f"derivative {order} in {name}")
 
@@ -118,7 +121,7 @@ def test_recurrence_takes_any_strides(cell, backend):
 
 @both_cells_and_backends
 def test_modules_take_parameters_of_any_strides(cell, backend):
-    layer = FusedxLSTM(3, 4, 2, bidirectional=True, proj_size=2, cell=cell, backend=backend)
+    layer = FusedxLSTM(3, 4, 2, bidirectional=True, proj_size=0 if cell == "gru" else 2, cell=cell, backend=backend)
     for module, x in ((layer, torch.randn(5, 2, 3)), (FusedxLSTMCell(3, 4, cell=cell), torch.randn(2, 3))):
         parameters = {name: strided(value.detach()) for name, value in module.named_parameters()}
         got, expected = torch.func.functional_call(module, parameters, (strided(x),)), module(x)

@@ -55,6 +55,8 @@ def test_residual_and_layer_norm_are_what_their_docstring_says(cell, bidirection
                 h = h * (torch.arange(T)[:, None, None] < torch.tensor(lengths)[:, None])
         expected = expected + h if expected.shape == h.shape else h
     assert_close(output, expected, "output")
+    if cell == "gru":
+        state, states = (state,), [(each,) for each in states]
     for got, parts in zip(state, zip(*states)):
         assert_close(got, torch.cat(parts), "state")
 
@@ -86,10 +88,13 @@ def test_recurrent_dropout_is_one_mask_for_all_steps(cell):
     mask = F.dropout(torch.ones(B, H, dtype=torch.float64), 0.4)
     assert 0 < (mask == 0).sum() < mask.numel()
     kind, G = CELLS[cell], len(CELLS[cell].gates)
-    wx = F.linear(x, module.weight_ih_l0, module.bias_ih_l0 + module.bias_hh_l0)
+    weight_ih, bias_ih = (kind.all_gates(each, kind.input_gates) for each in (module.weight_ih_l0, module.bias_ih_l0))
+    weight_hh, bias_hh = (kind.all_gates(each, kind.recurrent_gates)
+                          for each in (module.weight_hh_l0, module.bias_hh_l0))
+    wx = F.linear(x, weight_ih, bias_ih + bias_hh)
     state = tuple(torch.zeros(B, H, dtype=torch.float64) for _ in kind.states)
     for t in range(T):
-        pre = (wx[t] + (state[0] * mask) @ module.weight_hh_l0.t()).unflatten(1, (G, H))
+        pre = (wx[t] + (state[0] * mask) @ weight_hh.t()).unflatten(1, (G, H))
         state = kind.step(pre.unbind(1), state)
         assert_close(output[t], state[0], f"h after step {t}")
 
@@ -104,7 +109,7 @@ def test_recurrent_dropout_of_everything_is_no_recurrence():
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_with_recurrent_dropout_and_all_options(cell):
     module = FusedxLSTM(H, H, 2, dropout=0.5, dtype=torch.float64, cell=cell, residual=True, layer_norm=True,
-                        recurrent_dropout=0.5, forget_bias=1.0)
+                        recurrent_dropout=0.5, forget_bias=1.0 if "f" in CELLS[cell].gates else None)
     x = torch.randn(3, 2, H, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*module.named_parameters())
 

@@ -136,6 +136,7 @@ class TestSeveralPrograms:
 
     @pytest.mark.parametrize("cell, rows, reset, K, reverse, masked, resident", (
         ("slstm", Rows.dense(3, 4, False, torch.tensor([3, 1, 0, 2])), "per row", 2, False, True, True),
+        ("gru", Rows.dense(3, 4, False, torch.tensor([2, 3, 0, 1])), "per row", 2, False, True, False),
         ("lstm", Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), "per sequence", 1, True, True, False),
         ("slstm", Rows.cumulative(torch.tensor([0, 3, 3, 5]), 5), "zero", 1, True, False, False),
         ("lstm", Rows.dense(1, 2, True), "none", 1, False, False, True)))

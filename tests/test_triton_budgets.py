@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
-from gpu_without_gpu.kernels import TESTED, calls, needs, over_budget  # noqa: E402
+from gpu_without_gpu.kernels import TESTED, calls, needs, over_budget
 
 ids = [f"{case.target}-{str(case.dtype).removeprefix('torch.')}-{case.cell}-{case.D}" for case in TESTED]
 

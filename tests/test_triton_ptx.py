@@ -16,10 +16,10 @@ from tolerances import assert_as_good_as, assert_close
 from xlstm_fused.rows import Rows
 
 pytest.importorskip("triton", reason="triton is not installed")
-from gpu_without_gpu.emulated import emulated  # noqa: E402
-from gpu_without_gpu.ptx_types import PtxError  # noqa: E402
+from gpu_without_gpu.emulated import emulated
+from gpu_without_gpu.ptx_types import PtxError
 
-from xlstm_fused.backends.triton.config import Plan  # noqa: E402
+from xlstm_fused.backends.triton.config import Plan
 
 triton = importlib.import_module("xlstm_fused.backends.triton")
 

@@ -37,7 +37,8 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
 @pytest.mark.parametrize("layout, reset, K, N, D", (("time-major", "none", 1, 1, 5), ("lengths", "per row", 2, 1, 37),
-                                                    ("packed", "per sequence", 1, 2, 16), ("one step", "zero", 1, 3, 70)))
+                                                    ("packed", "per sequence", 1, 2, 16),
+                                                    ("one step", "zero", 1, 3, 70)))
 def test_values_and_gradients(wide, cell, dtype, layout, reset, K, N, D):
     assert wide.plan(cell=cell, dtype="float32", isa="", threads=1, heads=1, B=1, T=1, D=D)["lanes"] == 16
     problem = Problem.random(cell, layout, K, N, D, reset=reset, masked=True, dtype=dtype)

@@ -18,12 +18,13 @@ class FusedxLSTMCell(nn.RNNCellBase):
     r"""One time step, with the contract of :class:`torch.nn.LSTMCell`; formulas in :mod:`xlstm_fused.cells`.
 
     For ``cell="lstm"`` and ``num_heads=1`` the parameters (names, order, shapes, initial values for a seed) are those
-    of ``nn.LSTMCell``.
+    of ``nn.LSTMCell``; for ``cell="gru"`` they, and the state, are those of ``nn.GRUCell``.
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`.
-        cell: "lstm" or "slstm".
-        num_heads: number of blocks on the diagonal of ``weight_hh`` (4*hidden_size, hidden_size / num_heads).
+        cell: "lstm", "slstm" or "gru".
+        num_heads: number of blocks on the diagonal of ``weight_hh`` (4*hidden_size, hidden_size / num_heads), or
+            (3*hidden_size, ..) for "gru".
 
     Raises:
         TypeError, ValueError: an argument has a wrong type or value; the message names it.
@@ -31,13 +32,13 @@ class FusedxLSTMCell(nn.RNNCellBase):
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
                  cell: str = "lstm", num_heads: int = 1) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
         checks.cell_name(cell)
+        super().__init__(input_size, hidden_size, bias, len(CELLS[cell].input_gates), device, dtype)
         checks.heads(num_heads, hidden_size)
         self.cell = cell
         self.num_heads = num_heads
         if num_heads > 1:
-            self.weight_hh = nn.Parameter(self.weight_hh.new_empty(4 * hidden_size, hidden_size // num_heads))
+            self.weight_hh = nn.Parameter(self.weight_hh.new_empty(len(self.weight_hh), hidden_size // num_heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -51,12 +52,13 @@ class FusedxLSTMCell(nn.RNNCellBase):
             text += f", cell={self.cell}"
         return text if self.num_heads == 1 else f"{text}, num_heads={self.num_heads}"
 
-    def forward(self, input: Tensor, hx=None) -> tuple[Tensor, ...]:
-        """One step: the next state, (h, c) or (h, c, n, m).
+    def forward(self, input: Tensor, hx=None) -> Tensor | tuple[Tensor, ...]:
+        """One step: the next state, (h, c), (h, c, n, m), or ``h`` for "gru".
 
         Args:
             input: (B, I), or (I,) for one sequence.
-            hx: the state, a tuple of tensors (B, H), or (H,) for one sequence; zeros if None. Dtypes as in
+            hx: the state, a tuple of tensors (B, H), or (H,) for one sequence, or the tensor ``h`` for "gru"; zeros
+                if None. Dtypes as in
                 :meth:`xlstm_fused.FusedxLSTM.forward`.
 
         Returns:
@@ -76,12 +78,18 @@ class FusedxLSTMCell(nn.RNNCellBase):
         state = States.read("hx", hx, data, layout, kind, (H,) * len(kind.states),
                             other_words=partial(self._words_of_nn_lstmcell, input) if self.cell == "lstm" else None)
         h0, s0 = (None, None) if state is None else state.layer(0, 1, N)
-        bias = self.bias_ih + self.bias_hh if self.bias else None
-        wx = F.linear(layout.to_rows(data), self.weight_ih, bias).view(layout.rows.P, 1, G, N, D)
-        weight_hh = self.weight_hh.to(wx.dtype).reshape(1, G, N, D, D).contiguous()
+        inputs, recurrent = kind.input_gates, kind.recurrent_gates
+        bias = None
+        if self.bias:
+            bias = kind.all_gates(self.bias_ih, inputs) + kind.all_gates(self.bias_hh, recurrent)
+        wx = F.linear(layout.to_rows(data), kind.all_gates(self.weight_ih, inputs), bias)
+        wx = wx.view(layout.rows.P, 1, G, N, D)
+        weight_hh = kind.all_gates(self.weight_hh, recurrent).to(wx.dtype).reshape(1, G, N, D, D).contiguous()
         backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell)
         _, h_n, s_n, _, _ = ops.recurrence(wx, weight_hh, h0, s0, layout.rows, self.cell, backend=backend)
         h, *others = (layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
+        if not others:
+            return h
         return h, *(value.to(input.dtype) if self.cell == "lstm" else value for value in others)
 
     def _check_input(self, input) -> Tensor:

@@ -100,10 +100,12 @@ class _Direction:
         take = self.blocks.take
         reset_h, reset_s = self.reset_h, self.reset_s
         if reset_h is not None and self.reset_per_row:
-            reset_h, reset_s = take(reset_h, start), torch.stack([take(value, start) for value in reset_s])
+            # The other states of a row side by side, since a cell may have none.
+            by_row = take(reset_s.movedim(0, 1), start)
+            reset_h, reset_s = take(reset_h, start), by_row.movedim(1, 0)
         reset = None if self.reset is None else take(self.reset, start)
-        return (self.weight_hh, h, _contiguous(s), reset, _contiguous(reset_h), _contiguous(reset_s), self.reset_per_row,
-                self.h_mask)
+        return (self.weight_hh, h, _contiguous(s), reset, _contiguous(reset_h), _contiguous(reset_s),
+                self.reset_per_row, self.h_mask)
 
     def options(self, start):
         return *self.blocks.of(start).arguments(), self.cell, self.backwards, self.backend
@@ -249,7 +251,7 @@ class _ResetGradients:
     def __init__(self, blocks, reset_h, reset_s, per_row):
         self.blocks, self.per_row = blocks, per_row
         if per_row:
-            self.h, self.s = blocks.new(reset_h), torch.stack([blocks.new(value) for value in reset_s])
+            self.h, self.s = blocks.new(reset_h), blocks.new(reset_s.movedim(0, 1)).movedim(1, 0)
         else:
             self.h, self.s = torch.zeros_like(reset_h), torch.zeros_like(reset_s)
 

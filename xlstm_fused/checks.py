@@ -67,7 +67,9 @@ def probability(name: str, value) -> float:
     return float(value)
 
 
-def forget_bias(value, bias: bool) -> float | None:
+def forget_bias(value, bias: bool, cell: str) -> float | None:
+    if value is not None and "f" not in CELLS[cell].gates:
+        raise ValueError(f"forget_bias: expected None for cell={cell!r}, which has no forget gate, got {value}")
     if value is not None and not bias:
         raise ValueError(f"forget_bias: expected None with bias=False, got {value}")
     return None if value is None else number("forget_bias", value)
@@ -81,9 +83,10 @@ def checkpoint_every(value) -> int | None:
     return value
 
 
-def cell_name(cell) -> None:
-    if not isinstance(cell, str) or cell not in CELLS:
-        raise ValueError(f"cell: expected one of {tuple(CELLS)}, got {cell!r}")
+def cell_name(cell, allowed: tuple[str, ...] | None = None) -> None:
+    allowed = allowed or tuple(CELLS)
+    if not isinstance(cell, str) or cell not in allowed:
+        raise ValueError(f"cell: expected one of {allowed}, got {cell!r}")
 
 
 def backend_name(backend) -> None:
@@ -102,7 +105,8 @@ def heads(num_heads, hidden_size: int) -> None:
 def state(name: str, value, cell: str) -> None:
     """A tuple with one element per state of ``cell``."""
     names = CELLS[cell].states
-    expected = f"a tuple of {len(names)} tensors ({', '.join(names)}) for cell={cell!r}"
+    expected = f"a tuple of {len(names)} tensors ({', '.join(names)})" if len(names) > 1 else f"a tensor ({names[0]})"
+    expected += f" for cell={cell!r}"
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     if len(value) != len(names):

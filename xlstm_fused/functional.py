@@ -24,7 +24,8 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
             float32, float64, bfloat16 or float16.
         weight_hh: the recurrent matrix R, (G*H, D) with ``D = H / num_heads``, in the dtype of ``wx``; rows ordered as
             the features of ``wx``. Head n of every gate reads head n of ``h``.
-        state: initial state, a tuple (h, c) or (h, c, n, m) of tensors (B, H), (H,) for one sequence; zeros if None.
+        state: initial state, a tuple (h, c), (h, c, n, m) or (h,) of tensors (B, H), (H,) for one sequence;
+            zeros if None.
             ``h`` in the dtype of ``wx``, the others in that or in the kernels' state dtype (float32, or float64 for
             float64).
         lengths: number of steps of each sequence, B integers in [0, T]; rows past a length are never read.

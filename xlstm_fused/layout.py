@@ -13,9 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks
 from .rows import Rows
 
-
-# With ``lengths``, padding is left out of all work where it is more than this share of the rows, and can be told without
-# waiting for a device. Below, to copy the rest costs as much as it saves.
+# With ``lengths``, padding is left out of all work where it is more than this share of the rows, and can be told
+# without waiting for a device. Below, to copy the rest costs as much as it saves.
 _PADDING_WORTH_LEAVING = 0.1
 
 
@@ -24,8 +23,8 @@ class Layout:
     """One batch: its rows, and how values given per row or per sequence look to the user.
 
     ``time_shape`` has the sizes before the features, by the letters that name them in messages: (T, B), (B, T) if
-    batch_first, (T,) for one unbatched sequence, or (rows,) for PackedSequence and cu_seqlens. ``index`` (P,) says which
-    of the user's rows are among ``rows``, where not all are.
+    batch_first, (T,) for one unbatched sequence, or (rows,) for PackedSequence and cu_seqlens. ``index`` (P,) says
+    which of the user's rows are among ``rows``, where not all are.
     """
 
     rows: Rows

@@ -16,21 +16,25 @@ from .layout import Layout
 from .states import States, by_layer
 from .trace import Trace, layer_trace
 
+_MODES = {"gru": "GRU"}
+"""What :class:`torch.nn.RNNBase` calls the layer that one of a cell stands for, if not "LSTM"."""
+
 
 class FusedxLSTM(nn.RNNBase):
     r"""Multi-layer recurrent network with the contract of :class:`torch.nn.LSTM`, its time loop in one kernel.
 
     For ``cell="lstm"`` and ``num_heads=1`` the parameters (names, order, shapes, initial values for a seed), the
-    arguments and the results are those of ``nn.LSTM``, whose ``state_dict`` loads here and the other way round. The
-    formulas of each cell, with sources, are in :mod:`xlstm_fused.cells`.
+    arguments and the results are those of ``nn.LSTM``, whose ``state_dict`` loads here and the other way round; for
+    ``cell="gru"`` the same holds of ``nn.GRU``. The formulas of each cell, with sources, are in
+    :mod:`xlstm_fused.cells`.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             in :class:`torch.nn.LSTM`. dtype is float32, float64, bfloat16 or float16.
-        cell: "lstm", or "slstm" (exponential gating; states (h, c, n, m)).
+        cell: "lstm", "slstm" (exponential gating; states (h, c, n, m)), or "gru" (the state is the tensor h).
         num_heads: number of blocks N on the diagonal of the recurrent matrix; divides ``hidden_size``.
-            ``weight_hh_l[k]`` has shape (4*hidden_size, hidden_size / N), rows ordered [gate][head][unit].
-            Not together with ``proj_size``.
+            ``weight_hh_l[k]`` has shape (4*hidden_size, hidden_size / N), rows ordered [gate][head][unit]; 3 gates in
+            place of 4 for "gru". Not together with ``proj_size``.
         residual: add the input of each layer to its output where both have the same width, K * H features (K
             directions): every layer but the first, and the first if ``input_size`` is that. The input is added as it
             was before dropout. Source: He et al., arXiv 1512.03385, section 3.1.
@@ -56,11 +60,13 @@ class FusedxLSTM(nn.RNNBase):
                  device=None, dtype=None, *, cell: str = "lstm", num_heads: int = 1, residual: bool = False,
                  layer_norm: bool = False, recurrent_dropout: float = 0.0, forget_bias: float | None = None,
                  checkpoint_every: int | None = None, backend: str = "auto") -> None:
-        super().__init__("LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-                         proj_size, device, dtype)
         checks.cell_name(cell)
+        super().__init__(_MODES.get(cell, "LSTM"), input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, proj_size, device, dtype)
         checks.heads(num_heads, hidden_size)
         checks.backend_name(backend)
+        if proj_size and cell == "gru":
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if proj_size and num_heads > 1:
             raise ValueError(f"proj_size: expected 0 with num_heads = {num_heads}, since a projection mixes heads, "
                              f"got {proj_size}")
@@ -69,7 +75,7 @@ class FusedxLSTM(nn.RNNBase):
         self.residual = checks.flag("residual", residual)
         self.layer_norm = checks.flag("layer_norm", layer_norm)
         self.recurrent_dropout = checks.probability("recurrent_dropout", recurrent_dropout)
-        self.forget_bias = checks.forget_bias(forget_bias, bias)
+        self.forget_bias = checks.forget_bias(forget_bias, bias, cell)
         self.checkpoint_every = checks.checkpoint_every(checkpoint_every)
         for name in ("recurrent_dropout", "checkpoint_every"):
             if proj_size and getattr(self, name):
@@ -92,13 +98,12 @@ class FusedxLSTM(nn.RNNBase):
         if "backend" not in self.__dict__:
             return
         super().reset_parameters()
-        forget = CELLS[self.cell].gates.index("f")
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.startswith("norm_"):
                     parameter.fill_(1 if name.startswith("norm_weight") else 0)
                 elif name.startswith("bias_") and self.forget_bias is not None:
-                    units = parameter.unflatten(0, (-1, self.hidden_size))[forget]
+                    units = parameter.unflatten(0, (-1, self.hidden_size))[CELLS[self.cell].gates.index("f")]
                     units.fill_(self.forget_bias if name.startswith("bias_ih") else 0)
 
     def flatten_parameters(self) -> None:
@@ -122,10 +127,10 @@ class FusedxLSTM(nn.RNNBase):
         Args:
             input: (T, B, I), or (B, T, I) if ``batch_first``; (T, I) for one sequence; (rows, I) with ``cu_seqlens``;
                 or a PackedSequence.
-            hx: initial state, (h, c) or (h, c, n, m), each (L*K, B, H), ``h`` (L*K, B, F); without the B for one
-                sequence; zeros if None. ``h`` in the input's dtype, the others in that, or in float32 (float64 for a
-                float64 layer). Or a list with one such tuple per layer, each tensor without the L*K, with K first if
-                ``bidirectional``.
+            hx: initial state, (h, c), (h, c, n, m), or the tensor h for "gru", each (L*K, B, H), ``h`` (L*K, B, F);
+                without the B for one sequence; zeros if None. ``h`` in the input's dtype, the others in that, or in
+                float32 (float64 for a float64 layer). Or a list with one such tuple per layer, each tensor without the
+                L*K, with K first if ``bidirectional``.
             lengths: number of steps of each sequence, B integers in [0, T]. Output past a length is zero, and the
                 final state is that of the last valid step.
             cu_seqlens: (B + 1,) integers, where each of B sequences laid end to end begins, then the number of rows.
@@ -169,6 +174,8 @@ class FusedxLSTM(nn.RNNBase):
         final = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0]) for parts in zip(*finals))
         if self.cell == "lstm":
             final = final[0], cast(final[1], data.dtype)
+        elif len(final) == 1:
+            final, = final
         output = layout.from_rows(x)
         return (output, final, Trace(traces)) if trace else (output, final)
 
@@ -231,9 +238,12 @@ class FusedxLSTM(nn.RNNBase):
             name = f"{name}_l{layer}"
             return torch.cat((one(name), one(f"{name}_reverse"))) if self.bidirectional else one(name)
 
-        weight_ih, weight_hh, bias, weight_hr = parameter("weight_ih"), parameter("weight_hh"), None, None
+        kind, K, bias, weight_hr = CELLS[self.cell], self._directions, None, None
+        weight_ih = kind.all_gates(parameter("weight_ih"), kind.input_gates, K)
+        weight_hh = kind.all_gates(parameter("weight_hh"), kind.recurrent_gates, K)
         if self.bias:
-            bias = cast(parameter("bias_ih") + parameter("bias_hh"), dtype)
+            bias = cast(kind.all_gates(parameter("bias_ih"), kind.input_gates, K)
+                        + kind.all_gates(parameter("bias_hh"), kind.recurrent_gates, K), dtype)
         if self.proj_size:
             weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size).to(dtype)
         return cast(weight_ih, dtype), cast(weight_hh, dtype), bias, weight_hr

@@ -30,14 +30,17 @@ class States:
              other_words: Callable[[Any], Exception | None] | None = None) -> States | None:
         """Check and convert a user's tuple of states; None stays None.
 
-        Each is (L*K, B, H), ``leading`` being L*K, or (B, H) if that is None; for one unbatched sequence without the
-        B. Where allowed it may also have one entry per step: the time shape of the input followed by (L*K, H) or
-        (H,). A shape that fits both means the former. ``sizes`` has the features of each state.
+        The state of a cell with one may also be given by itself. Each is (L*K, B, H), ``leading`` being L*K, or
+        (B, H) if that is None; for one unbatched sequence without the B. Where allowed it may also have one
+        entry per step: the time shape of the input followed by (L*K, H) or (H,). A shape that fits both means
+        the former. ``sizes`` has the features of each state.
 
         ``other_words``, called with a value that is wrong, may return the error to raise instead of ours: nn.LSTM's.
         """
         if value is None:
             return None
+        if len(cell.states) == 1 and isinstance(value, Tensor):
+            value = (value,)
         per_row = False
         if not _is_usual(value, like, layout, sizes, leading):
             try:
@@ -50,7 +53,11 @@ class States:
         parts = [layout.select(tensor.flatten(0, -3)) if per_row else layout.state_to_rows(tensor) for tensor in value]
         wide = state_dtype(like.dtype)
         others = [cast(part, wide) for part in parts[1:]]
-        return cls(cast(parts[0], like.dtype), torch.stack(others) if len(others) > 1 else others[0].unsqueeze(0), per_row)
+        if len(others) == 1:
+            stacked = others[0].unsqueeze(0)
+        else:
+            stacked = torch.stack(others) if others else parts[0].new_empty(0, *parts[0].shape, dtype=wide)
+        return cls(cast(parts[0], like.dtype), stacked, per_row)
 
     def layer(self, layer: int, K: int, N: int) -> tuple[Tensor, Tensor]:
         """``(h, s)`` of one layer as :func:`xlstm_fused.ops.recurrence` takes them, units split into N heads."""

@@ -17,8 +17,13 @@ from .functional import recurrence
 from .layout import Layout
 from .module import FusedxLSTM
 
-_GATE_NAMES = {"i": "input gate i", "f": "forget gate f", "g": "cell input g", "z": "cell input z", "o": "output gate o"}
-_STATE_NAMES = {"h": "output h", "c": "cell state c", "n": "normaliser n", "m": "stabiliser m"}
+# Title and scale: of what is never negative, of a tanh, or of any number.
+_GATES = {"i": ("input gate i", "positive"), "f": ("forget gate f", "positive"), "g": ("cell input g", "tanh"),
+          "z": ("cell input z", "tanh"), "o": ("output gate o", "positive")}
+_GRU_GATES = {"r": ("reset gate r", "positive"), "z": ("update gate z", "positive"), "n": ("candidate n", "tanh"),
+              "q": ("recurrent part q", "any")}
+_STATES = {"h": ("output h", "any"), "c": ("cell state c", "any"), "n": ("normaliser n", "positive"),
+           "m": ("stabiliser m", "any")}
 
 
 def gates(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, figure=None):
@@ -39,12 +44,13 @@ def gates(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, 
         ImportError: matplotlib is missing.
         IndexError: there is no such layer or sequence.
     """
-    return _heat_maps(_layer(trace, layer).gates, _GATE_NAMES, batch, batch_first, figure)
+    tensors = _layer(trace, layer).gates
+    return _heat_maps(tensors, _GRU_GATES if "r" in tensors else _GATES, batch, batch_first, figure)
 
 
 def states(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, figure=None):
     """Heat maps of the states of one layer after each step; arguments, result and errors as in :func:`gates`."""
-    return _heat_maps(_layer(trace, layer).states, _STATE_NAMES, batch, batch_first, figure)
+    return _heat_maps(_layer(trace, layer).states, _STATES, batch, batch_first, figure)
 
 
 def gradient_flow(models, x: Tensor, layer: int = -1, *, loss=None, figure=None):
@@ -100,8 +106,11 @@ def gradient_norms(model: nn.Module, x: Tensor, layer: int = -1, *, loss=None) -
         (T,) norms, float64. In a bidirectional layer both directions count.
 
     Raises:
-        TypeError, ValueError: the model is neither, or has a projection. IndexError: there is no such layer.
+        TypeError, ValueError: the model is neither, or has a projection, or is of cell "gru". IndexError: there
+            is no such layer.
     """
+    if isinstance(model, FusedxLSTM) and model.cell == "gru":
+        raise ValueError("models: expected a cell that uses h only through R, got cell='gru'")
     if not isinstance(model, nn.RNNBase) or model.mode != "LSTM":
         raise TypeError(f"models: expected FusedxLSTM or nn.LSTM, got {type(model).__name__}")
     if model.proj_size:
@@ -171,10 +180,11 @@ def _heat_maps(tensors: dict[str, Tensor], titles, batch, batch_first, figure):
     for panel, (name, tensor) in zip(panels, tensors.items()):
         # imshow's first axis is vertical, so units go first.
         values = _sequence(tensor, batch, batch_first).detach().cpu().double().t().tolist()
-        colours, low, high = _scale(name, values)
+        title, scale = titles.get(name, (name, "any"))
+        colours, low, high = _limits(scale, values)
         image = panel.imshow(values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, vmin=low,
                              vmax=high)
-        panel.set_title(titles.get(name, name))
+        panel.set_title(title)
         panel.set_xlabel("step")
         figure.colorbar(image, ax=panel)
     panels[0].set_ylabel("hidden unit")
@@ -191,11 +201,11 @@ def _sequence(tensor: Tensor, batch: int, batch_first: bool) -> Tensor:
     return tensor[batch] if batch_first else tensor[:, batch]
 
 
-def _scale(name: str, values) -> tuple[str, float, float]:
+def _limits(scale: str, values) -> tuple[str, float, float]:
     """Colour map and limits: from 0 for what is never negative, symmetric about 0 for what has a sign."""
     largest = max((abs(each) for row in values for each in row), default=0.0) or 1.0
-    if name in ("i", "f", "o", "n"):
+    if scale == "positive":
         return "viridis", 0.0, max(largest, 1.0)
-    if name in ("g", "z"):
+    if scale == "tanh":
         return "RdBu_r", -1.0, 1.0
     return "RdBu_r", -largest, largest

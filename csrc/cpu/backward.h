@@ -81,7 +81,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       c.before = place_.initial(b);
     } else {
       const int64_t index = place_.row_state(walk.row(step - 1));
-      c.before = {static_cast<const Storage*>(p_.output) + index, static_cast<const E*>(p_.states) + index,
+      c.before = {static_cast<const Storage*>(p_.output) + index, at(static_cast<const E*>(p_.states), index),
                   place_.row_plane()};
     }
     return c;
@@ -120,7 +120,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
 
   XF_HD void load_after(int64_t state, int n, V (&next)[S]) {
     next[0] = Cell::kReadsH ? load(static_cast<const Storage*>(p_.output) + state, n) : V(0);
-    const E* others = static_cast<const E*>(p_.states) + state;
+    const E* others = at(static_cast<const E*>(p_.states), state);
     for (int j = 1; j < S; ++j) next[j] = load(others + (j - 1) * place_.row_plane(), n);
   }
 
@@ -173,7 +173,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
   void finish(int64_t i) {
     const int64_t index = place_.sequence_state(job_.sequences[i]);
     for (int64_t u = job_.begin * W; u < job_.end * W; u += W) {
-      finish_state(in(carry_, i, u), u, static_cast<Storage*>(p_.dh0) + index, static_cast<E*>(p_.ds0) + index);
+      finish_state(in(carry_, i, u), u, static_cast<Storage*>(p_.dh0) + index, at(static_cast<E*>(p_.ds0), index));
       if (!sums_resets()) continue;
       finish_state(in(resets_, i, u), u, at(static_cast<Storage*>(p_.dreset_h), index),
                    at(static_cast<E*>(p_.dreset_s), index));

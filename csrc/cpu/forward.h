@@ -128,7 +128,7 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
   void finish(int64_t b, int64_t u, const V (&s)[S]) {
     const int64_t index = place_.sequence_state(b) + u;
     store(static_cast<Storage*>(p_.h_n) + index, s[0], lanes(u));
-    store_others<E>(static_cast<E*>(p_.s_n) + index, place_.sequence_plane(), lanes(u), s);
+    store_others<E>(at(static_cast<E*>(p_.s_n), index), place_.sequence_plane(), lanes(u), s);
   }
 
   Cursor* const cursors_;

@@ -183,7 +183,7 @@ Shape shape_of(const Problem& p, const Kernel& kernel) {
   return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size};
 }
 
-void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, Plan plan) {
+void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Plan& plan) {
   if (is_empty(params)) return;
   const Shape shape = shape_of(params, kernel);
   // Packing costs about as much as a step of a few rows.
@@ -192,7 +192,7 @@ void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, Plan plan
   execute(call, shape, plan);
 }
 
-void recurrence_bwd(const BackwardParams& params, const Kernel& kernel, Plan plan) {
+void recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan) {
   if (is_empty(params)) return;
   Call<BackwardParams> call(params, kernel, {kernel.pack_bwd, kernel.gates * params.D, 2 * kernel.states},
                             kernel.backward);

@@ -116,7 +116,7 @@ class Kernel(Arithmetic, Memory, WarpCollectives):
             return GBASE + next(o for b, o in bufs if b is a)
 
         raw = bytearray(self.psize)
-        for (nm, (o, size, ty)), a in zip(self.params.items(), list(args) + [None] * (len(self.params) - len(args))):
+        for (o, size, _), a in zip(self.params.values(), list(args) + [None] * (len(self.params) - len(args))):
             if isinstance(a, np.ndarray):
                 v = struct.pack("<Q", addr_of(a))
             elif a is None:

@@ -38,7 +38,7 @@ class Memory:
             try:
                 v = int(op.rstrip("U"), 0)
             except ValueError:
-                raise PtxError("operand " + op)
+                raise PtxError("operand " + op) from None
         if isinstance(v, (int, np.integer)) and not isinstance(v, bool):
             if np.dtype(dt).kind == "f" and not isinstance(v, float):
                 a = np.array([v & (1 << 8 * size) - 1], UOF[size]).view(dt)[0]

@@ -37,7 +37,8 @@ class BackendTable(dict):
 
     def __str__(self):
         width = max(map(len, self))
-        lines = [f"{row.name:<{width}}  {'ready' if row.ready else 'not ready: ' + row.reason}" for row in self.values()]
+        lines = [f"{row.name:<{width}}  {'ready' if row.ready else 'not ready: ' + row.reason}"
+                 for row in self.values()]
         return "\n".join(lines)
 
 
@@ -57,7 +58,7 @@ def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str |
 # torch.compile runs this while it traces: importing a module is nothing to put into a graph.
 @torch.compiler.assume_constant_result
 def choose(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
-    """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first in :data:`ORDER` that does not refuse.
+    """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first of those that does not refuse.
 
     Raises:
         RuntimeError: a named backend refuses.

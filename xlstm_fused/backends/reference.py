@@ -90,6 +90,11 @@ def _times_weight_transposed(d_pre, weight, mask):
     return product if mask is None else product * mask
 
 
+def _stack(states, h):
+    """The states but ``h``, stacked; of a cell that has no others, none of the shape of ``h``."""
+    return torch.stack(states) if states else h.new_empty(0, *h.shape, dtype=state_dtype(h.dtype))
+
+
 def _promote(values):
     return tuple(value.to(state_dtype(value.dtype)) for value in values)
 
@@ -120,7 +125,7 @@ def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mas
 
     pre, output, *states = (torch.stack(values, 1) for values in zip(*records))
     h_n, *s_n = (torch.stack(values) for values in zip(*finals))
-    return output, h_n, torch.stack(s_n), pre, torch.stack(states)
+    return output, h_n, _stack(s_n, h_n), pre, _stack(states, output)
 
 
 def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
@@ -169,5 +174,5 @@ def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, 
     dreset_h, dreset_s = pre.new_zeros(0), pre.new_zeros(0, dtype=wide)
     if reset_h is not None:
         dreset_h, *rest = (torch.stack(values, 1 if reset_per_row else 0) for values in zip(*d_resets))
-        dreset_s = torch.stack(rest)
-    return torch.stack(dpre, 1), dh0.to(pre.dtype), torch.stack(ds0), dreset_h.to(pre.dtype), dreset_s
+        dreset_s = _stack(rest, dreset_h)
+    return torch.stack(dpre, 1), dh0.to(pre.dtype), _stack(ds0, dh0), dreset_h.to(pre.dtype), dreset_s

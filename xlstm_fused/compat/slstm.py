@@ -95,7 +95,7 @@ class SLSTMCell(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, *, cell: str = "slstm", input_shape: str = "BSGNH",
                  output_shape: str = "BNSH", backend: str = "auto", device=None, dtype=None) -> None:
         super().__init__()
-        checks.cell_name(cell)
+        checks.cell_name(cell, ("lstm", "slstm"))
         checks.heads(num_heads, hidden_size)
         checks.backend_name(backend)
         for name, value, allowed in (("input_shape", input_shape, INPUT_SHAPES),

@@ -172,6 +172,9 @@ def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, 
     def optional(name, value, shape, dtype):
         return None if value is None else given(name, value, shape, dtype)
 
+    def if_read(name, value, shape):
+        return given(name, value, shape, storage) if launch.cell.READS_H else None
+
     dpre = launch.new(launch.gates, storage)
     dh0, ds0 = (torch.empty(shape, dtype=dtype, device=launch.device)
                 for shape, dtype in ((launch.h0, passed), (launch.s0, state)))
@@ -180,10 +183,12 @@ def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, 
         for value, shape, dtype in ((reset_h, launch.reset_h, storage if reset_per_row else state),
                                     (reset_s, launch.reset_s, state)))
     pointers = (
-        given("weight_hh", weight_hh, launch.weight_hh, storage), given("s0", s0, launch.s0, state),
-        given("reset", reset, (rows.P,), torch.uint8), given("reset_s", reset_s, launch.reset_s, state),
+        given("weight_hh", weight_hh, launch.weight_hh, storage), if_read("h0", h0, launch.h0),
+        given("s0", s0, launch.s0, state), given("reset", reset, (rows.P,), torch.uint8),
+        if_read("reset_h", reset_h, launch.reset_h), given("reset_s", reset_s, launch.reset_s, state),
         optional("h_mask", h_mask, launch.h0, storage), given("pre", pre, launch.gates, storage),
-        given("states", states, launch.states, state), given("d_output", d_output, launch.output, storage),
+        given("states", states, launch.states, state), if_read("output", output, launch.output),
+        given("d_output", d_output, launch.output, storage),
         given("d_h_n", d_h_n if d_h_n is None else d_h_n.to(passed), launch.h0, passed),
         given("d_s_n", d_s_n, launch.s0, state), optional("d_pre", d_pre, launch.gates, storage),
         optional("d_states", d_states, launch.states, state), dpre, dh0, ds0, dreset_h, dreset_s)
@@ -193,5 +198,5 @@ def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, 
         steps = [(*each, int(index > 0)) for index, each in enumerate(reversed(steps))] + [(0, 0, 1)]
     else:
         steps = [(*each, 0) for each in steps]
-    launch.run(recurrence_bwd_kernel, pointers, steps, CELL_BACKWARD=launch.cell.backward)
+    launch.run(recurrence_bwd_kernel, pointers, steps, CELL_BACKWARD=launch.cell.backward, READS_H=launch.cell.READS_H)
     return dpre, dh0.to(storage), ds0, dreset_h.to(storage), dreset_s

@@ -8,8 +8,23 @@ other's ``dpre``: after a barrier where BARRIER, else in the next launch.
 import triton
 import triton.language as tl
 
-from .tiles import (add_planes, batch_rows, cuts_at, floats, group_barrier, lengths_of, load_matrix, load_planes,
-                    offset, or_zero, rows_at, select, store_planes, sums, zeros)
+from .tiles import (
+    add_planes,
+    batch_rows,
+    cuts_at,
+    floats,
+    group_barrier,
+    lengths_of,
+    load_matrix,
+    load_planes,
+    offset,
+    or_zero,
+    rows_at,
+    select,
+    store_planes,
+    sums,
+    zeros,
+)
 
 
 @triton.jit
@@ -74,12 +89,15 @@ def cut_h(dh, cut, dreset_h, reset_index, u, D: tl.constexpr):
                                "end_step", "resumed", "slices"))
 def recurrence_bwd_kernel(
         weight_hh,     # (K, G, N, D_out, D_in) storage
+        h0,            # (K, B, N, D) storage, may be null; None, like reset_h and output, unless READS_H
         s0,            # (S - 1, K, B, N, D) float32, may be null
         reset,         # (P,) uint8, may be null where RESETS is 0
+        reset_h,       # as h0 or, where RESETS is 3, (P, K, N, D); may be null
         reset_s,       # as s0 or, where RESETS is 3, (S - 1, P, K, N, D); may be null
         h_mask,        # (K, B, N, D) storage, or None
         pre,           # (P, K, G, N, D) storage
         states,        # (S - 1, P, K, N, D) float32
+        output,        # (P, K, N, D) storage, or None
         d_output,      # (P, K, N, D) storage, may be null
         d_h_n,         # (K, B, N, D) storage, may be null
         d_s_n,         # (S - 1, K, B, N, D) float32, may be null
@@ -99,7 +117,7 @@ def recurrence_bwd_kernel(
         first_step, end_step,  # this launch's steps, last first
         resumed,               # whether there was a launch before, for the steps from end_step on
         slices,
-        CELL_BACKWARD: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
+        CELL_BACKWARD: tl.constexpr, READS_H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
         RESETS: tl.constexpr,  # 0 none, 1 to zero, 2 to a state per sequence, 3 to a state per row
         BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
         SLICED: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr, PRECISION: tl.constexpr):
@@ -149,6 +167,8 @@ def recurrence_bwd_kernel(
                                  D, G, BLOCK_K, RESIDENT, PRECISION)
         if h_mask is not None:
             product *= factor
+        if READS_H:
+            product += dh
         dh = tl.where(ended[:, None], product, dh)
         if RESETS > 0:
             source = tl.where(backwards, row, last)
@@ -166,6 +186,11 @@ def recurrence_bwd_kernel(
         s_units = tl.where(step > 0, tl.where(step <= steps, D, 0), tl.where(b < B, or_zero(s0, D), 0))
         s_plane = tl.where(step > 0, row_plane, sequence_plane)
         s = load_state(s_before, s_plane, s_units, u, OTHERS)
+        h = (tl.zeros((BLOCK_B, BLOCK_U), tl.float32),)
+        if READS_H:
+            h_before = tl.where(step > 0, output + before_index, h0 + sequence)
+            h_units = tl.where(step > 0, s_units, tl.where(b < B, or_zero(h0, D), 0))
+            h = floats(load_state(h_before, 0, h_units, u, 1), 1)
         if RESETS > 0:
             source = tl.where(backwards, before, row)
             cut = cuts_at(step, steps, backwards, reset, source)
@@ -173,6 +198,9 @@ def recurrence_bwd_kernel(
             if tl.max(cut.to(tl.int32), 0) > 0:
                 mask = cut[:, None] & (u[None, :] < or_zero(reset_s, D))
                 s = select(cut, load_planes(reset_s, reset_index, reset_plane, u, mask, 0.0, OTHERS), s, OTHERS)
+                if READS_H:
+                    mask = cut[:, None] & (u[None, :] < or_zero(reset_h, D))
+                    h = select(cut, floats(load_planes(reset_h, reset_index, 0, u, mask, 0.0, 1), 1), h, 1)
 
         # Ones outside: a state that every cell can divide by, so that nothing masked out is NaN in the product.
         s_after = ()
@@ -182,7 +210,7 @@ def recurrence_bwd_kernel(
         if d_states is not None:
             d_after = sums(ds, load_planes(d_states, index, row_plane, u, rows, 0.0, OTHERS), OTHERS)
         nothing = tl.zeros((BLOCK_B, BLOCK_U), tl.float32)
-        d_gates, d_state = CELL_BACKWARD(floats(x, G), (nothing,) + s, (nothing,) + s_after,
+        d_gates, d_state = CELL_BACKWARD(floats(x, G), h + s, (nothing,) + s_after,
                                          (dh + d_out.to(tl.float32),) + d_after)
         gates = offset(row, k, K, n, N, D, G)
         if d_pre is not None:
@@ -192,6 +220,9 @@ def recurrence_bwd_kernel(
             stored = stored + (d_gates[g].to(dpre.dtype.element_ty),)
         store_planes(dpre, gates, gate_stride, u, rows, stored, G)
 
+        if READS_H:
+            # What is left of dh until the product, in this launch or the next, is added to it.
+            dh = tl.where(active[:, None], d_state[0], dh)
         ds = select(active, d_state[1:], ds, OTHERS)
         if RESETS > 0:
             if tl.max(cut.to(tl.int32), 0) > 0:
@@ -218,6 +249,8 @@ def recurrence_bwd_kernel(
                     product = tl.dot(stored[g], weights[g], product, input_precision=PRECISION)
             if h_mask is not None:
                 product *= factor
+            if READS_H:
+                product += dh
             dh = tl.where(active[:, None], product, dh)
             if RESETS > 0:
                 dh = cut_h(dh, cut, dreset_h, reset_index, u, D)

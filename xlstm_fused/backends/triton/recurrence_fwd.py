@@ -9,8 +9,20 @@ barrier where BARRIER, else in the next launch, of one step each.
 import triton
 import triton.language as tl
 
-from .tiles import (batch_rows, cuts_at, group_barrier, lengths_of, load_matrix, load_planes, offset, or_zero,
-                    rows_at, select, store_planes, sums)
+from .tiles import (
+    batch_rows,
+    cuts_at,
+    group_barrier,
+    lengths_of,
+    load_matrix,
+    load_planes,
+    offset,
+    or_zero,
+    rows_at,
+    select,
+    store_planes,
+    sums,
+)
 
 
 @triton.jit

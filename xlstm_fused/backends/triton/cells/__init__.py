@@ -3,13 +3,14 @@
 A cell's module has
 
 - ``GATES``, ``STATES``: the numbers of gates and of states, h included and first;
+- ``READS_H``: whether the step uses h other than through the recurrent product;
 - ``forward(pre, s) -> next``: tuples of GATES, STATES and STATES float32 tiles;
 - ``backward(pre, s, next, dnext) -> dpre, ds``: the exact derivative of ``forward``.
 
-No cell here uses h other than through the recurrent product: ``s[0]`` and ``next[0]`` may hold anything, and ``ds[0]``,
-which leaves out the path through that product, is zero and not looked at. A cell never touches memory.
+``ds[0]`` leaves out the path through the recurrent product. Where ``READS_H`` is false, backward's ``s[0]`` may hold
+anything, and its ``ds[0]`` is not looked at. ``next[0]`` may hold anything in any case. A cell never touches memory.
 """
 
-from . import lstm, slstm
+from . import gru, lstm, slstm
 
-MODULES = {"lstm": lstm, "slstm": slstm}
+MODULES = {"lstm": lstm, "slstm": slstm, "gru": gru}

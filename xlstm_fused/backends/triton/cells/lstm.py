@@ -7,6 +7,7 @@ from ..activations import sigmoid, tanh
 
 GATES = 4  # i, f, g, o
 STATES = 2  # h, c
+READS_H = False
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from ..activations import log_sigmoid, maximum, sigmoid, tanh
 
 GATES = 4  # i, f, z, o
 STATES = 4  # h, c, n, m
+READS_H = False
 
 
 @triton.jit
