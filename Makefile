@@ -9,12 +9,21 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help build demo test kernels info clean
+# The other Triton that is tested, with the last numpy that its interpreter runs on: Python finds them before .venv's.
+TRITON_3_6 = .venv/triton-3.6
+SANITIZER = compute-sanitizer --error-exitcode 1
+# Small problems of every kind; the sanitizer makes kernels a hundred times slower.
+SANITIZED = -m gpu -q -p no:cacheprovider tests/test_triton.py \
+	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
+
+.PHONY: help build demo test test-triton-3.6 sanitize-gpu kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
+	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
+	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -33,6 +42,19 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.venv/installed-triton-3.6: $(INSTALLED)
+	rm -rf $(TRITON_3_6)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_3_6) triton==3.6.0 "numpy==2.3.*"
+	touch $@
+
+test-triton-3.6: .venv/installed-triton-3.6
+	PYTHONPATH=$(CURDIR)/$(TRITON_3_6) $(BIN)/python -m pytest -n 2 tests/test_triton*.py
+
+# Without torch's cache of memory, whose blocks lie side by side, a kernel that leaves a tensor shows.
+sanitize-gpu: $(INSTALLED)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(BIN)/python -m pytest $(SANITIZED)
+	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest $(SANITIZED)
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py

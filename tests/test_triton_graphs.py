@@ -84,7 +84,8 @@ def test_one_capture_whatever_threads_do(log):
 
 
 @pytest.mark.parametrize("capturing, hip, device, expected", (
-    (False, None, "cuda", True), (True, None, "cuda", False), (False, "6.4", "cuda", False), (False, None, "cpu", False)))
+    (False, None, "cuda", True), (True, None, "cuda", False), (False, "6.4", "cuda", False),
+    (False, None, "cpu", False)))
 def test_where_graphs_are_allowed(monkeypatch, capturing, hip, device, expected):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(torch.version, "hip", hip)

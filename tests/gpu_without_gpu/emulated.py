@@ -59,7 +59,8 @@ def _moved(values, first_row, resets_per_row):
         if value is not None:
             planes = value.reshape(-1, *value.shape[dimension:])
             row = planes[0, 0].size
-            changed[name] = Sparse([((j * (first_row + P) + first_row) * row, plane) for j, plane in enumerate(planes)])
+            firsts = [(j * (first_row + P) + first_row) * row for j in range(len(planes))]
+            changed[name] = Sparse(list(zip(firsts, planes)))
     batch = values["batch_offset"]
     if batch is None:
         batch = np.arange(values["B"], dtype=np.int64) * values["batch_stride"]

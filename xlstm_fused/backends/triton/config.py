@@ -38,8 +38,8 @@ class Plan(NamedTuple):
 class Tiles(NamedTuple):
     """What is best for a pass in a dtype, sizes apart."""
 
-    alone: int
-    """Largest padded D of one program: a wider tile of the state has no room in registers."""
+    alone: dict[int, int]
+    """Padded D -> warps of 32 threads, where one program may have a head: a wider state has no room in registers."""
     chunk: int
     """BLOCK_K of programs that share a head."""
     resident: tuple[tuple[int, int], ...]
@@ -49,10 +49,10 @@ class Tiles(NamedTuple):
 
 
 TILES = {
-    (2, False): Tiles(128, 128, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
-    (2, True): Tiles(128, 128, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
-    (4, False): Tiles(64, 32, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
-    (4, True): Tiles(64, 32, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
+    (2, False): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
+    (2, True): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
+    (4, False): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
+    (4, True): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
 }
 """By itemsize and whether it is the backward pass: its product has a column per unit, the forward's GATES of them.
 
@@ -82,8 +82,8 @@ def plan(D, heads, B, itemsize, device, backward):
     """The tiles of a recurrence with ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences."""
     tiles = TILES[itemsize, backward]
     padded = max(16, 1 << (D - 1).bit_length())
-    if padded <= tiles.alone and fits(padded, padded, itemsize, device):
-        return Plan(BLOCK_B[0], padded, padded, 1, True, False, warps(4 if padded <= 32 else 8, device), 1)
+    if padded in tiles.alone and fits(padded, padded, itemsize, device):
+        return Plan(BLOCK_B[0], padded, padded, 1, True, False, warps(tiles.alone[padded], device), 1)
     rows = -(-D // tiles.chunk) * tiles.chunk
     choices = [(*each, True) for each in tiles.resident if each[0] < padded and fits(rows, each[0], itemsize, device)]
     choices += [(*each, False) for each in tiles.streamed]
