@@ -14,8 +14,14 @@ SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 # What a sanitizer needs in the process before Python: by default GCC's.
 SANITIZED = build/sanitize
 runtime = $(realpath $(shell $(CXX) -print-file-name=lib$(1).so))
+# The other Triton that is tested, with the last numpy that its interpreter runs on: Python finds them before .venv's.
+TRITON_3_6 = .venv/triton-3.6
+SANITIZER = compute-sanitizer --error-exitcode 1
+# Small problems of every kind; the sanitizer makes kernels a hundred times slower.
+SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py \
+	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
 
-.PHONY: help build demo test lint sanitize sanitize-address sanitize-thread kernels info clean
+.PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
@@ -23,6 +29,8 @@ help:
 	@echo "make test   - build, then run the tests"
 	@echo "make lint   - build, then run ruff, cppcheck and the compiler with warnings as errors"
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
+	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
+	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -68,6 +76,18 @@ sanitize-thread: $(INSTALLED)
 	PYTHONPATH=$(SANITIZED)-thread OMP_NUM_THREADS=1 OMP_TOOL_LIBRARIES=$(LIBARCHER) \
 	    TSAN_OPTIONS="suppressions=tests/openmp.supp" LD_PRELOAD="$(call runtime,tsan)" \
 	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py -k "split or threads"
+.venv/installed-triton-3.6: $(INSTALLED)
+	rm -rf $(TRITON_3_6)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_3_6) triton==3.6.0 "numpy==2.3.*"
+	touch $@
+
+test-triton-3.6: .venv/installed-triton-3.6
+	PYTHONPATH=$(CURDIR)/$(TRITON_3_6) $(BIN)/python -m pytest -n 2 tests/test_triton*.py
+
+# Without torch's cache of memory, whose blocks lie side by side, a kernel that leaves a tensor shows.
+sanitize-gpu: $(INSTALLED)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(BIN)/python -m pytest $(SANITIZED_GPU)
+	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest $(SANITIZED_GPU)
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py

@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from packaging.version import Version
@@ -21,7 +23,7 @@ from xlstm_fused.cells import CELLS
 from xlstm_fused.rows import Rows
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from xlstm_fused.backends.triton import launch  # noqa: E402
+from xlstm_fused.backends.triton import graphs, launch  # noqa: E402
 from xlstm_fused.backends.triton.config import Plan  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -31,14 +33,16 @@ if INTERPRETED:
 
     importlib.import_module("xlstm_fused.backends.triton").device_type_for_tests = "cpu"
     repair_bfloat16()
-    on_device = []
+    # Triton before 3.9 makes numbers of arrays of one element, of which numpy 2.3 warns and 2.4 has no more.
+    on_device = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")]
 else:
     without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: test_in_the_interpreter runs these")
     on_device = [pytest.mark.gpu, without_gpu]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
-@pytest.mark.skipif(Version(triton.__version__) < Version("3.9"), reason="that interpreter does not run on numpy 2.4")
+@pytest.mark.skipif(Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.4"),
+                    reason="this Triton's interpreter needs numpy before 2.4")
 def test_in_the_interpreter():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
@@ -83,6 +87,9 @@ def forced_plan():
     yield lambda plan: setattr(launch, "forced_plan", plan)
     launch.forced_plan = None
 
+
+SHARED = Plan(16, 16, 16, 3, True, False, 4, 1)
+"""Three programs of 16 units for D = 36, one step per launch."""
 
 SHAPES = ((1, 1, 5, False, False), (1, 2, 33, True, True), (2, 3, 8, False, True), (1, 1, 20, True, False))
 # Every layout with every cell, and with them in turn every kind of reset, shape, direction and mask.
@@ -141,8 +148,8 @@ class TestSeveralPrograms:
         ("slstm", Rows.cumulative(torch.tensor([0, 3, 3, 5]), 5), "zero", 1, True, False, False),
         ("lstm", Rows.dense(1, 2, True), "none", 1, False, False, True)))
     def test_step_by_step(self, cell, rows, reset, K, reverse, masked, resident, forced_plan):
-        """What runs where the grid does not fit the device: three programs of 16 units for D = 36."""
-        forced_plan(Plan(16, 16, 16, 3, resident, False, 4, 1))
+        """What runs where the grid does not fit the device."""
+        forced_plan(SHARED._replace(resident=resident))
         check(Problem.random(cell, rows, K, 1, 36, reverse, reset, masked, initial=masked, dtype=torch.float32))
 
     @pytest.mark.parametrize("cell", CELLS)
@@ -153,6 +160,66 @@ class TestSeveralPrograms:
         for index in (2, 4):
             problem.cotangents[index].zero_()
         check(problem)
+
+
+class Memory:
+    """Stands in for torch where the backend allocates: every iteration of a loop gets the same memory, as from torch's
+    allocator on a GPU."""
+
+    def __init__(self):
+        self.blocks, self.given = [], 0
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, **options):
+        if self.given == len(self.blocks):
+            self.blocks.append(torch.empty(shape, **options))
+        self.given += 1
+        return self.blocks[self.given - 1].fill_(float("nan"))
+
+    def zeros(self, shape, **options):
+        return self.empty(shape, **options).zero_()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="TestOnTheDevice has graphs: test_in_the_interpreter runs this one")
+def test_what_comes_again_is_replayed_and_the_same(monkeypatch, forced_plan):
+    forced_plan(SHARED._replace(slices=2))
+    memory, captured = Memory(), []
+
+    def capture(launches, device):
+        captured.append(launches)
+        return SimpleNamespace(replay=launches)
+
+    monkeypatch.setattr(launch, "torch", memory)
+    monkeypatch.setattr(launch, "graphs", graphs.Graphs())
+    monkeypatch.setattr(graphs, "capture", capture)
+    rows, mask = Rows.dense(2, 2, True, torch.tensor([2, 1])), (torch.rand(1, 2, 1, 20) < 0.5).float()
+    wx, weight, d_output = torch.empty(4, 1, 4, 1, 20), torch.randn(1, 4, 1, 20, 20) / 4, torch.empty(4, 1, 1, 20)
+
+    def run(replaying, h_mask, reverse):
+        monkeypatch.setattr(graphs, "allowed", lambda device: replaying)
+        memory.given = 0
+        problem = weight, None, None, None, None, None, False, h_mask
+        output, *final, pre, states = launch.forward(True, wx, *problem, rows, "lstm", reverse)
+        gradients = launch.backward(*problem, pre, states, output, d_output, None, None, None, None, rows, "lstm",
+                                    reverse)
+        return [value.clone() for value in (output, *final, pre, states, *gradients)]
+
+    # What differs in anything but the values of tensors must not be taken for the same.
+    for number, (h_mask, reverse, graphs_so_far) in enumerate(
+            ((None, False, 0), (None, False, 2), (None, True, 2), (mask, False, 2), (None, False, 2))):
+        wx.normal_()
+        d_output.normal_()
+        expected = run(False, h_mask, reverse)
+        for got, value in zip(run(True, h_mask, reverse), expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=0, atol=0, equal_nan=True, msg=f"run {number}")
+        assert len(captured) == graphs_so_far
+
+
+MEETING = (("slstm", Rows.dense(3, 4, False, torch.tensor([3, 1, 0, 2])), "per row", 2, False),
+           ("lstm", Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), "per sequence", 1, True),
+           ("slstm", Rows.cumulative(torch.tensor([0, 3, 3, 5]), 5), "zero", 1, True))
 
 
 @pytest.mark.gpu
@@ -172,14 +239,30 @@ class TestOnTheDevice:
         assert all(torch.equal(value, first[name]) for other in others for name, value in other.items()
                    if name != "weight_hh")
 
-    @pytest.mark.parametrize("D", (64, 256))
-    def test_in_a_graph(self, D):
+    @pytest.mark.parametrize("cell, rows, reset, K, reverse", MEETING)
+    def test_meeting_at_a_barrier(self, cell, rows, reset, K, reverse, forced_plan):
+        forced_plan(SHARED._replace(barrier=True))
+        check(Problem.random(cell, rows, K, 1, 36, reverse, reset, masked=True, dtype=torch.float32))
+
+    @staticmethod
+    def both_passes(D):
+        """``(wx, function)``: a function of no arguments that gives all results of both passes for ``wx``."""
         wx, weight = torch.randn(6 * 4, 1, 4, 1, D, device="cuda"), torch.randn(1, 4, 1, D, D, device="cuda") / D**0.5
-        rows = Rows.dense(6, 4, False)
+        problem, options = (weight, None, None, None, None, None, False, None), (Rows.dense(6, 4, False), "lstm", False)
 
         def run():
-            return launch.forward(True, wx, weight, None, None, None, None, None, False, None, rows, "lstm", False)
+            output, *final, pre, states = launch.forward(True, wx, *problem, *options)
+            gradients = launch.backward(*problem, pre, states, output, output, None, None, None, None, *options)
+            return output, *final, pre, states, *gradients
 
+        return wx, run
+
+    PLANS = ((64, None), (256, None), (36, SHARED))
+
+    @pytest.mark.parametrize("D, plan", PLANS)
+    def test_in_a_graph(self, D, plan, forced_plan):
+        forced_plan(plan)
+        _, run = self.both_passes(D)
         expected = run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -188,3 +271,38 @@ class TestOnTheDevice:
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+    @pytest.mark.parametrize("D, plan", PLANS)
+    def test_on_a_second_stream(self, D, plan, forced_plan):
+        """The input is still being written on that stream when the launches are made."""
+        forced_plan(plan)
+        wx, run = self.both_passes(D)
+        final = wx.clone()
+        expected = [value.clone() for value in run()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                wx.zero_()
+                torch.cuda._sleep(20_000_000)
+                wx.copy_(final)
+                results = run()
+        torch.cuda.current_stream().wait_stream(stream)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+    def test_steps_that_come_again_are_a_graph(self, monkeypatch, forced_plan):
+        forced_plan(SHARED)
+        captured = []
+        capture = graphs.capture
+        monkeypatch.setattr(graphs, "capture", lambda *arguments: captured.append(1) or capture(*arguments))
+        monkeypatch.setattr(launch, "graphs", graphs.Graphs())
+        wx, run = self.both_passes(36)
+        for _ in range(5):
+            wx.normal_()
+            with monkeypatch.context() as direct:
+                direct.setattr(graphs, "allowed", lambda device: False)
+                expected = [value.clone() for value in run()]
+            results = run()
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+            del results, expected
+        assert captured

@@ -3,7 +3,7 @@
 This is where the barrier between programs runs, with all programs at once and in turns of random length.
 """
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
@@ -93,34 +93,61 @@ def test_bitwise_the_same_in_every_order_of_programs():
         assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def kernels_with(tmp_path, name, right, wrong):
-    """The two kernels, in the first of which one line of source is changed."""
-    from xlstm_fused.backends.triton import launch
+@pytest.fixture
+def mutant(tmp_path, monkeypatch):
+    """A function that gives the two kernels with one piece of source changed in file ``name``."""
+    package = Path(triton.__file__).parent
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mutant").mkdir()
 
-    source = Path(importlib.util.find_spec(f"xlstm_fused.backends.triton.{name}").origin).read_text()
-    assert source.count(right) == 1
-    path = tmp_path / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("xlstm_fused.backends.triton.mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    del sys.modules[spec.name]
-    return module.recurrence_fwd_kernel, launch.recurrence_bwd_kernel
+    def make(name, right, wrong):
+        for each in ("tiles", "recurrence_fwd", "recurrence_bwd"):
+            source = (package / f"{each}.py").read_text()
+            assert each != name or source.count(right) == 1
+            (tmp_path / "mutant" / f"{each}.py").write_text(source.replace(right, wrong) if each == name else source)
+        return tuple(getattr(importlib.import_module(f"mutant.recurrence_{each}"), f"recurrence_{each}_kernel")
+                     for each in ("fwd", "bwd"))
+
+    yield make
+    for module in [each for each in sys.modules if each.partition(".")[0] == "mutant"]:
+        del sys.modules[module]
 
 
-def test_a_removed_barrier_shows(tmp_path):
-    mutant = kernels_with(tmp_path, "recurrence_fwd", "        if BARRIER:\n", "        if BARRIER and D < 0:\n")
+@pytest.mark.parametrize("name", ("recurrence_fwd", "recurrence_bwd"))
+def test_a_removed_barrier_shows(mutant, name):
+    kernels = mutant(name, "        if BARRIER:\n", "        if BARRIER and D < 0:\n")
     problem = small("lstm", 20, torch.bfloat16)
     with pytest.raises((AssertionError, PtxError)):
         for seed in range(1, 6):
-            check(problem, "sm_80", SHARED, seed=seed, kernels=mutant)
+            check(problem, "sm_80", SHARED, seed=seed, kernels=kernels)
 
 
 @pytest.mark.parametrize("right, wrong", (
     ("active = step < steps\n", "active = step <= steps\n"),
     ("columns = u[None, :] < D\n", "columns = u[None, :] < D + 1\n")))
-def test_a_shifted_mask_shows(tmp_path, right, wrong):
-    mutant = kernels_with(tmp_path, "recurrence_fwd", right, wrong)
+def test_a_shifted_mask_shows(mutant, right, wrong):
+    kernels = mutant("recurrence_fwd", right, wrong)
     with pytest.raises((AssertionError, PtxError)):
-        check(small("lstm", 20, torch.bfloat16), "sm_80", SHARED, kernels=mutant)
+        check(small("lstm", 20, torch.bfloat16), "sm_80", SHARED, kernels=kernels)
+
+
+FAR_ROW = 1 << 28
+"""From here on no offset of a row, in any array but the flags, fits into 32 bits."""
+
+
+@pytest.mark.parametrize("cell, D, reset, plan", (("slstm", 16, "per row", None), ("lstm", 20, "none", SHARED)))
+def test_offsets_past_32_bits(cell, D, reset, plan):
+    """Only the rows at hand are in memory: an offset that has lost its upper bits is a wild address."""
+    assert FAR_ROW * D > 1 << 31
+    assert check(small(cell, D, torch.bfloat16, reset), "sm_90", plan, first_row=FAR_ROW) == [1, 1]
+
+
+@pytest.mark.parametrize("name, right, wrong", (
+    ("tiles", "row.to(tl.int64) * K + k", "row * K + k"),
+    ("tiles", "P.to(tl.int64) * K * N * D", "P * K * N * D")))
+def test_an_offset_in_32_bits_shows(mutant, name, right, wrong):
+    kernels = mutant(name, right, wrong)
+    problem = small("slstm", 16, torch.bfloat16)
+    assert check(problem, "sm_90", kernels=kernels) == [1, 1]
+    with pytest.raises(PtxError, match="wild address"):
+        check(problem, "sm_90", kernels=kernels, first_row=FAR_ROW)

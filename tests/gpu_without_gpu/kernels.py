@@ -23,6 +23,7 @@ class Case(NamedTuple):
     D: int
     resets: bool = False
     B: int = 16
+    tf32: bool = False
 
 
 bf16, fp32 = torch.bfloat16, torch.float32
@@ -41,15 +42,15 @@ CASES = TESTED + (
     Case("sm_100", bf16, "slstm", 512), Case("sm_100", fp32, "lstm", 64),
     Case("sm_120", bf16, "slstm", 512), Case("sm_120", fp32, "slstm", 64),
     Case("gfx942", bf16, "slstm", 256), Case("gfx942", fp32, "slstm", 32),
+    *(Case("sm_90", fp32, "slstm", D, tf32=True) for D in (32, 64, 128, 512)),
+    *(Case(target, fp32, "slstm", 64, tf32=True) for target in ("sm_80", "sm_100", "sm_120")),
 )
 
 STACK = 64
-"""Bytes of spilled registers that a kernel may have at most; none up to D = 64, but for what is below."""
+"""Bytes of spilled registers that a kernel may have at most; none up to D = 64."""
 KNOWN_SPILLS = {
     # 64 sequences in tiles of 32, so that the programs of all of them are resident together.
-    Case("sm_90", bf16, "slstm", 1024, B=64): 256,
-    # The scalar products of float32 hold much of the matrix in registers; how much depends on Triton's version.
-    **{Case(target, fp32, cell, 64): 256 for target in TARGETS for cell in ("lstm", "slstm")},
+    Case("sm_90", bf16, "slstm", 1024, B=64): 128,
 }
 
 
@@ -78,14 +79,17 @@ def calls(case):
     rest = (weight, None, None, reset, None, None, False, None)
     options = Rows.dense(2, B, False), case.cell, False
     recorders = _Recorder(FORWARD), _Recorder(BACKWARD)
-    before = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel, launch.device_of
+    names = "recurrence_fwd_kernel", "recurrence_bwd_kernel", "device_of", "precision"
+    before = [getattr(launch, name) for name in names]
     try:
         launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel = recorders
         launch.device_of = lambda device: TARGETS[case.target][1]
+        launch.precision = lambda: "tf32" if case.tf32 else "ieee"
         output, _, _, pre, states = launch.forward(True, wx, *rest, *options)
         launch.backward(*rest, pre, states, output, output, None, None, None, None, *options)
     finally:
-        launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel, launch.device_of = before
+        for name, value in zip(names, before):
+            setattr(launch, name, value)
     return [(each.kernel, each.arguments, each.options) for each in recorders]
 
 
@@ -102,7 +106,7 @@ def over_budget(case, need):
     return [words for words, wrong in (
         (f"{need['shared']} bytes of shared memory, {limit} are there", need["shared"] > limit),
         (f"{need['stack']} bytes of spills, {stack} are allowed", need["stack"] > stack),
-        ("no matrix instruction", case.dtype != fp32 and need["mma"] == 0)) if wrong]
+        ("no matrix instruction", (case.dtype != fp32 or case.tf32) and need["mma"] == 0)) if wrong]
 
 
 def main():
@@ -112,7 +116,8 @@ def main():
     for case in CASES:
         for backward in (False, True):
             arguments, options, need = needs(case, backward)
-            name = (f"{case.target:7} {str(case.dtype).removeprefix('torch.'):8} {case.cell:5} {case.D:>4} {case.B:>3} "
+            dtype = "tf32" if case.tf32 else str(case.dtype).removeprefix("torch.")
+            name = (f"{case.target:7} {dtype:8} {case.cell:5} {case.D:>4} {case.B:>3} "
                     f"{'yes' if case.resets else 'no':>6} {'bwd' if backward else 'fwd':>4}")
             print(f"{name} {arguments['BLOCK_B']:>3}x{arguments['BLOCK_U']:<3} {arguments['slices']:>6} "
                   f"{options['num_warps']:>5} {need['shared']:>7} {TARGETS[case.target][1].shared_limit:>7} "

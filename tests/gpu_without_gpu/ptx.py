@@ -11,7 +11,7 @@ import struct
 import numpy as np
 
 from .ptx_arithmetic import Arithmetic
-from .ptx_memory import Memory
+from .ptx_memory import FAR, Memory, Sparse
 from .ptx_types import DT, GBASE, SHWIN, U8, U32, UOF, PtxError, split_ops
 from .ptx_warp import WarpCollectives
 
@@ -101,24 +101,30 @@ class Kernel(Arithmetic, Memory, WarpCollectives):
     def launch(self, grid, block, args, smem=0, coop=False, sched="cta", seed=0, max_issue=5_000_000):
         """Run the kernel; returns how many instructions were issued.
 
-        ``args`` are numpy arrays (written back), ints, floats, or None for a null pointer. ``coop``: all programs at
-        once, in turns of random length if ``seed``; else one after the other. ``sched="warp"`` also lets the warps of
-        a program run apart.
+        ``args`` are numpy arrays or :class:`Sparse` ones (written back), ints, floats, or None for a null pointer.
+        ``coop``: all programs at once, in turns of random length if ``seed``; else one after the other.
+        ``sched="warp"`` also lets the warps of a program run apart.
         """
-        bufs, off = [], 512
-        for a in args:
-            if isinstance(a, np.ndarray):
-                assert a.flags.c_contiguous
-                bufs.append((a, off))
-                off += (a.nbytes + 255) // 256 * 256 + 256
+        bufs, off, self.far = [], 512, []
+        for index, a in enumerate(args):
+            parts = a.parts if isinstance(a, Sparse) else [(0, a)] if isinstance(a, np.ndarray) else []
+            for first, part in parts:
+                assert part.flags.c_contiguous
+                bufs.append((part, off))
+                if isinstance(a, Sparse):
+                    self.far.append(((index + 1) * FAR + first * part.itemsize, part.nbytes, off))
+                off += (part.nbytes + 255) // 256 * 256 + 256
 
         def addr_of(a):
             return GBASE + next(o for b, o in bufs if b is a)
 
         raw = bytearray(self.psize)
-        for (o, size, _), a in zip(self.params.values(), list(args) + [None] * (len(self.params) - len(args))):
+        args = list(args) + [None] * (len(self.params) - len(args))
+        for index, ((o, size, _), a) in enumerate(zip(self.params.values(), args)):
             if isinstance(a, np.ndarray):
                 v = struct.pack("<Q", addr_of(a))
+            elif isinstance(a, Sparse):
+                v = struct.pack("<Q", (index + 1) * FAR)
             elif a is None:
                 v = b"\0" * size
             elif isinstance(a, float):

@@ -1,10 +1,21 @@
 """Operands, loads, stores, atomics and asynchronous copies of the PTX interpreter."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from .ptx_types import DT, GBASE, SHWIN, U32, U64, UOF, PtxError
+
+FAR = 1 << 44
+"""Multiples of it are the addresses where :class:`Sparse` arguments begin."""
+
+
+class Sparse(NamedTuple):
+    """An argument of which only some parts are in memory; any other element is a wild address."""
+
+    parts: list
+    """``(index of the first element, contiguous numpy array)`` of each part."""
 
 
 class Memory:
@@ -97,6 +108,8 @@ class Memory:
             o = a + self.shbase + self.cta_l[g] * SHWIN
         else:
             o = a - GBASE
+            for start, nbytes, at in self.far:
+                o = np.where((a >= start) & (a + size <= start + nbytes), a - start + at, o)
         o = np.where(m, o, 256)
         bad = m & ((o < 0) | (o + size > self.arena.size))
         if bad.any():

@@ -35,11 +35,37 @@ class Plan(NamedTuple):
     num_stages: int
 
 
+class Tiles(NamedTuple):
+    """What is best for a pass in a dtype, sizes apart."""
+
+    alone: dict[int, int]
+    """Padded D -> warps of 32 threads, where one program may have a head: a wider state has no room in registers."""
+    chunk: int
+    """BLOCK_K of programs that share a head."""
+    resident: tuple[tuple[int, int], ...]
+    """``(BLOCK_U, warps of 32 threads)`` of programs that share a head and keep the matrix, the best first."""
+    streamed: tuple[tuple[int, int], ...]
+    """The same where it streams: read at every step by each tile of the batch, first for few and wide programs."""
+
+
+TILES = {
+    (2, False): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
+    (2, True): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
+    (4, False): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
+    (4, True): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
+}
+"""By itemsize and whether it is the backward pass: its product has a column per unit, the forward's GATES of them.
+
+Chosen by what compiled kernels need (shared memory, registers, spills: ``make kernels``). No GPU has timed them yet.
+"""
+
+BLOCK_B = (16, 32, 64)
+"""Sequences of a program. More than the first only for programs that share a head, so that all are resident."""
+TILE = 1024
+"""Most sequences times units of a program that shares a head."""
 GATES = 4
 RESERVE = 24 << 10
 """Bytes of shared memory that tiles of h and of the gates change layout in, at most."""
-ALONE = {2: 128, 4: 64}
-"""Largest padded D of one program by itemsize: a wider tile of the state has no room in registers."""
 
 
 def fits(rows, units, itemsize, device):
@@ -52,27 +78,20 @@ def warps(count, device):
     return max(1, count * 32 // device.warp_size)
 
 
-def shared_warps(units, backward, device):
-    """Of a program that shares a head: the forward product has GATES columns for a unit, the backward one a single."""
-    return warps(4 if backward and units <= 32 else 8, device)
-
-
 def plan(D, heads, B, itemsize, device, backward):
     """The tiles of a recurrence with ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences."""
+    tiles = TILES[itemsize, backward]
     padded = max(16, 1 << (D - 1).bit_length())
-    if padded <= ALONE[itemsize] and fits(padded, padded, itemsize, device):
-        return Plan(16, padded, padded, 1, True, False,
-                    warps(4 if padded <= 32 else 8, device), 1)
-    chunk = 128 if itemsize == 2 else 32
-    rows = -(-D // chunk) * chunk
-    choices = [(units, True) for units in (64, 32, 16) if units < padded and fits(rows, units, itemsize, device)]
-    # Streamed, the matrix is read at every step by each tile of the batch: first for few and wide programs.
-    choices += [(32, False), (16, False)]
-    for units, resident in choices:
-        for block_b in (16, 32, 64):
-            slices, tiles = -(-D // units), -(-B // block_b)
-            if block_b * units <= 1024 and slices * tiles * heads <= device.processors:
-                return Plan(block_b, units, chunk, slices, resident, True, shared_warps(units, backward, device),
+    if padded in tiles.alone and fits(padded, padded, itemsize, device):
+        return Plan(BLOCK_B[0], padded, padded, 1, True, False, warps(tiles.alone[padded], device), 1)
+    rows = -(-D // tiles.chunk) * tiles.chunk
+    choices = [(*each, True) for each in tiles.resident if each[0] < padded and fits(rows, each[0], itemsize, device)]
+    choices += [(*each, False) for each in tiles.streamed]
+    for units, count, resident in choices:
+        for block_b in BLOCK_B:
+            slices = -(-D // units)
+            if block_b * units <= TILE and slices * -(-B // block_b) * heads <= device.processors:
+                return Plan(block_b, units, tiles.chunk, slices, resident, True, warps(count, device),
                             1 if resident else 3)
-    units, resident = choices[0]
-    return Plan(16, units, chunk, -(-D // units), False, False, shared_warps(units, backward, device), 3)
+    units, count, _ = choices[0]
+    return Plan(BLOCK_B[0], units, tiles.chunk, -(-D // units), False, False, warps(count, device), 3)

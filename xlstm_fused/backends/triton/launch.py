@@ -11,11 +11,14 @@ import triton
 from ...dtypes import state_dtype
 from . import config
 from .cells import MODULES
+from .graphs import Graphs
 from .recurrence_bwd import recurrence_bwd_kernel
 from .recurrence_fwd import recurrence_fwd_kernel
 
 OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion")
 """What a launch tells Triton's compiler, beside the kernel's arguments."""
+
+graphs = Graphs()
 
 forced_plan = None
 """For tests: the :class:`config.Plan` to run instead of the chosen one."""
@@ -40,10 +43,6 @@ def device_of(device):
 def _on(device):
     # Triton launches on the current device and stream.
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _capturing(device):
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Launch:
@@ -101,15 +100,14 @@ class Launch:
         return self.plan.slices > 1 and not self.plan.barrier
 
     def steps(self):
-        """``[(first_step, end_step)]`` of each launch."""
-        rows = self.rows
-        if not self.stepwise:
-            return [(0, rows.T)]
-        longest = rows.T
-        if rows.length is not None and not _capturing(self.device):
-            # T may be far more than the longest length; a graph must not wait for it.
-            longest = int(rows.length.max()) if rows.B else 0
-        return [(step, step + 1) for step in range(max(longest, 1))]
+        """``[(first_step, end_step)]`` of each launch.
+
+        Up to T, though the longest length may be less: to read that would wait for the device. Launches past it end
+        at once.
+        """
+        T = self.rows.T
+        # The first launch also sets the final state, of sequences without a step too.
+        return [(step, step + 1) for step in range(max(T, 1))] if self.stepwise else [(0, T)]
 
     def run(self, kernel, pointers, steps, **options):
         """Launch ``kernel`` for each of ``steps``, tuples of its arguments between ``reverse`` and ``slices``."""
@@ -117,18 +115,27 @@ class Launch:
         if rows.B == 0:
             return
         tiles = triton.cdiv(rows.B, plan.BLOCK_B)
-        groups = (self.K, self.N, tiles)
         arrivals = _null(self.device, torch.int32)
         if plan.barrier:
-            arrivals = torch.zeros(groups, dtype=torch.int32, device=self.device)
+            arrivals = torch.zeros((self.K, self.N, tiles), dtype=torch.int32, device=self.device)
         shared = (*pointers, arrivals, *self.rows_arguments())
-        with _on(self.device):
+        options |= dict(G=self.cell.GATES, S=self.cell.STATES, D=self.D, RESETS=self.resets, BLOCK_B=plan.BLOCK_B,
+                        BLOCK_U=plan.BLOCK_U, BLOCK_K=plan.BLOCK_K, SLICED=plan.slices > 1, RESIDENT=plan.resident,
+                        BARRIER=plan.barrier, PRECISION=precision(), num_warps=plan.num_warps,
+                        num_stages=plan.num_stages, launch_cooperative_grid=plan.barrier, enable_fp_fusion=True)
+
+        def launches():
             for step in steps:
-                kernel[(tiles * plan.slices, self.N, self.K)](
-                    *shared, *step, plan.slices, G=self.cell.GATES, S=self.cell.STATES, D=self.D, RESETS=self.resets,
-                    BLOCK_B=plan.BLOCK_B, BLOCK_U=plan.BLOCK_U, BLOCK_K=plan.BLOCK_K, SLICED=plan.slices > 1,
-                    RESIDENT=plan.resident, BARRIER=plan.barrier, PRECISION=precision(), num_warps=plan.num_warps,
-                    num_stages=plan.num_stages, launch_cooperative_grid=plan.barrier, enable_fp_fusion=True, **options)
+                kernel[(tiles * plan.slices, self.N, self.K)](*shared, *step, plan.slices, **options)
+
+        with _on(self.device):
+            if len(steps) == 1:
+                launches()
+                return
+            # The dtypes of all tensors follow from the storage's.
+            addresses = (value.data_ptr() if isinstance(value, torch.Tensor) else value for value in shared)
+            key = kernel, self.device, self.storage, len(steps), plan.slices, *addresses, *options.values()
+            graphs.run(key, launches, self.device)
 
 
 def precision():

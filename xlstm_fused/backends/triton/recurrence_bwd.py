@@ -10,18 +10,18 @@ import triton.language as tl
 
 from .tiles import (
     add_planes,
-    batch_rows,
     cuts_at,
     floats,
     group_barrier,
-    lengths_of,
     load_matrix,
     load_planes,
     offset,
     or_zero,
+    part_of,
     rows_at,
     select,
     store_planes,
+    strides_of,
     sums,
     zeros,
 )
@@ -121,19 +121,11 @@ def recurrence_bwd_kernel(
         RESETS: tl.constexpr,  # 0 none, 1 to zero, 2 to a state per sequence, 3 to a state per row
         BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
         SLICED: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr, PRECISION: tl.constexpr):
-    tile, n, k = tl.program_id(0) // slices, tl.program_id(1), tl.program_id(2)
-    b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    u = tl.program_id(0) % slices * BLOCK_U + tl.arange(0, BLOCK_U)
+    k, n, tile, b, u, here, backwards, steps, batch_row = part_of(
+        slices, length, batch_offset, batch_stride, T, B, reverse, D, BLOCK_B, BLOCK_U)
     columns = u[None, :] < D
-    here = (b[:, None] < B) & columns
-    backwards = k != reverse
-    steps = lengths_of(length, b, B, T)
-    batch_row = batch_rows(batch_offset, batch_stride, b, B)
-
-    # Elements from one gate to the next, and from one state but h to the next: in rows, and in sequences.
-    gate_stride, row_plane, sequence_plane = N * D, P.to(tl.int64) * K * N * D, K.to(tl.int64) * B * N * D
+    gate_stride, row_plane, sequence_plane, reset_plane = strides_of(P, K, B, N, D, RESETS)
     sequence = offset(k * B + b, 0, 1, n, N, D)
-    reset_plane = row_plane if RESETS == 3 else sequence_plane
     weight = weight_hh + (k.to(tl.int64) * G * N + n) * D * D
     OTHERS: tl.constexpr = S - 1
     weights = ()

@@ -16,6 +16,26 @@ def or_zero(pointer, number):
 
 
 @triton.jit
+def part_of(slices, length, batch_offset, batch_stride, T, B, reverse, D: tl.constexpr, BLOCK_B: tl.constexpr,
+            BLOCK_U: tl.constexpr):
+    """``(k, n, tile, b, u, here, backwards, steps, batch_row)``: direction, head, sequences and units of this program,
+    which of the tile exists, and how its sequences are walked."""
+    tile, n, k = tl.program_id(0) // slices, tl.program_id(1), tl.program_id(2)
+    b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    u = tl.program_id(0) % slices * BLOCK_U + tl.arange(0, BLOCK_U)
+    here = (b[:, None] < B) & (u[None, :] < D)
+    steps = lengths_of(length, b, B, T)
+    return k, n, tile, b, u, here, k != reverse, steps, batch_rows(batch_offset, batch_stride, b, B)
+
+
+@triton.jit
+def strides_of(P, K, B, N, D: tl.constexpr, RESETS: tl.constexpr):
+    """Elements from one gate to the next, and from one state but h to the next: in rows, sequences, reset states."""
+    in_rows, in_sequences = P.to(tl.int64) * K * N * D, K.to(tl.int64) * B * N * D
+    return N * D, in_rows, in_sequences, in_rows if RESETS == 3 else in_sequences
+
+
+@triton.jit
 def lengths_of(length, b, B, T):
     """(BLOCK_B,) int32: the number of steps of each sequence of the tile, 0 outside the batch."""
     given = tl.load(length + b, mask=b < or_zero(length, B), other=0)
