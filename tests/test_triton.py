@@ -173,6 +173,9 @@ class Memory:
         return getattr(torch, name)
 
     def empty(self, shape, **options):
+        if shape == 0:
+            # The backend keeps those that stand for None.
+            return torch.empty(shape, **options)
         if self.given == len(self.blocks):
             self.blocks.append(torch.empty(shape, **options))
         self.given += 1
