@@ -9,12 +9,15 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: help build demo test kernels info clean
+.PHONY: help build demo test fuzz soak large kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
+	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
+	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
+	@echo "make large  - build, then run the tests that need 12 GiB of memory"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -33,6 +36,16 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+DRAWS ?= 50000
+fuzz: $(INSTALLED)
+	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak.py
+
+large: $(INSTALLED)
+	XLSTM_FUSED_LARGE=1 $(BIN)/python -m pytest tests/test_large.py
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py
