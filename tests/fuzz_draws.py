@@ -32,7 +32,7 @@ class Draw:
     dtype: torch.dtype
     T: int
     B: int
-    I: int  # noqa: E741
+    I: int
     N: int
     D: int
     L: int
@@ -79,7 +79,8 @@ def draws(draw, api=None):
 
     api = api or some("layer", "layer", "layer", "recurrence", "cell")
     N, D = some(1, 1, 2, 3), draw(sizes)
-    layouts = {"layer": ("dense", "dense", "unbatched", "lengths", "lengths", "packed", "packed unsorted", "cu_seqlens"),
+    layouts = {"layer": ("dense", "dense", "unbatched", "lengths", "lengths", "packed", "packed unsorted",
+                         "cu_seqlens"),
                "recurrence": ("dense", "unbatched", "lengths", "cu_seqlens"), "cell": ("dense", "unbatched")}
     layout = some(*layouts[api])
     T, B = 1 if api == "cell" else draw(steps), draw(st.one_of(st.integers(0, 5), st.just(17)))
@@ -109,7 +110,8 @@ def draws(draw, api=None):
         proj_size=proj_size, options=options, layout=layout, batch_first=api != "cell" and some(False, True),
         form=some("contiguous", "transposed", "strided", "expanded", "overlapping"), lengths=lengths,
         reset="none" if api == "cell" else some("none", "none", "bool", "uint8", "float"),
-        reset_state=some("none", "per sequence", "per row"), hx=some("none", "tuple", "tuple", "list", "by layer", "strided"),
+        reset_state=some("none", "per sequence", "per row"),
+        hx=some("none", "tuple", "tuple", "list", "by layer", "strided"),
         trace=api != "cell" and some(False, False, True), training=some(True, True, False),
         mode=some("grad", "grad", "grad", "no_grad", "inference"), isa=some("", *cpu._cpu.isas()),
         split=some(*[()] * 17, (2, 2), (3, 3), (2, 1)), mistake=mistake,
@@ -295,8 +297,9 @@ def run_layer(arguments, backend, dtype, x, hx, keywords):
     if draw.mistake == "heads":
         FusedxLSTM(draw.I, draw.H, num_heads=draw.H + 1)
     module = _rounded(draw, FusedxLSTM(
-        draw.I, draw.H, draw.L, batch_first=draw.batch_first, bidirectional=draw.bidirectional, proj_size=draw.proj_size,
-        cell=draw.cell, num_heads=draw.N, backend="cuda" if draw.mistake == "backend" else backend, **draw.options), dtype)
+        draw.I, draw.H, draw.L, batch_first=draw.batch_first, bidirectional=draw.bidirectional,
+        proj_size=draw.proj_size, cell=draw.cell, num_heads=draw.N,
+        backend="cuda" if draw.mistake == "backend" else backend, **draw.options), dtype)
     module.train(draw.training)
     output, state, *trace = module(x, hx, **keywords, trace=draw.trace)
     results = {"output": output.data if isinstance(output, PackedSequence) else output}
@@ -314,7 +317,8 @@ def run_recurrence(arguments, backend, dtype, wx, hx, keywords):
         keywords = keywords | {"batch_first": draw.batch_first}
     output, state, *trace = recurrence(
         wx, weight["weight_hh"], hx, cell=draw.cell, num_heads=draw.H + 1 if draw.mistake == "heads" else draw.N,
-        reverse=draw.bidirectional, trace=draw.trace, backend="cuda" if draw.mistake == "backend" else backend, **keywords)
+        reverse=draw.bidirectional, trace=draw.trace, backend="cuda" if draw.mistake == "backend" else backend,
+        **keywords)
     results = {"output": output} | dict(zip(CELLS[draw.cell].states, state))
     if trace:
         results |= {f"trace.{name}": value for name, value in (trace[0].gates | trace[0].states).items()}

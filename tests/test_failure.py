@@ -23,8 +23,8 @@ T, D = 2500, 1024
 
 @pytest.fixture
 def interrupting():
-    """Starts signals, of which the second is a KeyboardInterrupt. Those that wait for a call to end are one by then: whoever
-    gets the error handles them while the call runs."""
+    """Starts signals, of which the second is a KeyboardInterrupt. Those that wait for a call to end are one by then:
+    whoever gets the error handles them while the call runs."""
     seen = []
 
     def handle(number, frame):

@@ -10,8 +10,8 @@ HALF_FACTOR, HALF_FLOOR = 2.0, 1e-6
 HALF_FLOOR."""
 
 ROUNDINGS_OF_A_DRAW = 4
-"""In place of HALF_FLOOR where a result may be a single number, which the reference may round well by chance: so many times
-the spacing of the dtype."""
+"""In place of HALF_FLOOR where a result may be a single number, which the reference may round well by chance: so many
+times the spacing of the dtype."""
 
 
 def relative_error(got, expected):

@@ -132,7 +132,8 @@ class Call {
     const int64_t first = tile * few + std::min(tile, more);
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
-                  &stop_, thread == 0, plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr,
+                  &stop_, thread == 0,
+                  plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr,
                   shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
   }
 
