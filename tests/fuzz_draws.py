@@ -105,7 +105,8 @@ def draws(draw, api=None):
     if layout.startswith("packed") and mistake in ("input dimensions", "no step"):
         mistake = "none"  # it is torch that would pack such an input, or not
     return Draw(
-        api=api, cell=some(*CELLS), dtype=some(DTYPES[0], DTYPES[0], DTYPES[1], *DTYPES), T=T, B=B, I=draw(sizes), N=N, D=D,
+        api=api, cell=some(*CELLS), dtype=some(DTYPES[0], DTYPES[0], DTYPES[1], *DTYPES), T=T, B=B,
+        I=draw(sizes), N=N, D=D,
         L=L, bidirectional=bidirectional,
         proj_size=proj_size, options=options, layout=layout, batch_first=api != "cell" and some(False, True),
         form=some("contiguous", "transposed", "strided", "expanded", "overlapping"), lengths=lengths,
