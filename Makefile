@@ -21,7 +21,8 @@ SANITIZER = compute-sanitizer --error-exitcode 1
 SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py \
 	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
 
-.PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu kernels info clean
+.PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu fuzz soak \
+	large kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
@@ -31,6 +32,9 @@ help:
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
 	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
 	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
+	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
+	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
+	@echo "make large  - build, then run the tests that need 12 GiB of memory"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -76,6 +80,7 @@ sanitize-thread: $(INSTALLED)
 	PYTHONPATH=$(SANITIZED)-thread OMP_NUM_THREADS=1 OMP_TOOL_LIBRARIES=$(LIBARCHER) \
 	    TSAN_OPTIONS="suppressions=tests/openmp.supp" LD_PRELOAD="$(call runtime,tsan)" \
 	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py -k "split or threads"
+
 .venv/installed-triton-3.6: $(INSTALLED)
 	rm -rf $(TRITON_3_6)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_3_6) triton==3.6.0 "numpy==2.3.*"
@@ -88,6 +93,16 @@ test-triton-3.6: .venv/installed-triton-3.6
 sanitize-gpu: $(INSTALLED)
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(BIN)/python -m pytest $(SANITIZED_GPU)
 	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest $(SANITIZED_GPU)
+
+DRAWS ?= 50000
+fuzz: $(INSTALLED)
+	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak.py
+
+large: $(INSTALLED)
+	XLSTM_FUSED_LARGE=1 $(BIN)/python -m pytest tests/test_large.py
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py

@@ -9,6 +9,10 @@ HALF_FACTOR, HALF_FLOOR = 2.0, 1e-6
 """bfloat16 and float16: the error against float64 may be HALF_FACTOR times that of the reference in that dtype, plus
 HALF_FLOOR."""
 
+ROUNDINGS_OF_A_DRAW = 4
+"""In place of HALF_FLOOR where a result may be a single number, which the reference may round well by chance: so many
+times the spacing of the dtype."""
+
 
 def relative_error(got, expected):
     """||got - expected|| / ||expected||, in float64; NaN and inf count as infinite error unless both agree."""

@@ -44,7 +44,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       for (int64_t v = job_.begin; v < job_.end; ++v) {
         for (int64_t i = 0; i < active; ++i) pointwise(i, v * W, dpre);
       }
-      if (job_.barrier) job_.barrier->wait();
+      if (!job_.goes_on()) return;
       for (int64_t v = job_.begin; v < job_.end; v += kGroup) pull_back(v, active, dpre);
     }
     for (int64_t i = 0; i < job_.count; ++i) finish(i);

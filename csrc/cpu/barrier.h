@@ -8,6 +8,7 @@
 #endif
 
 #include "cells/cell.h"
+#include "cpu/stop.h"
 
 namespace xlstm_fused::cpu {
 
@@ -15,18 +16,21 @@ class Barrier {
  public:
   void set_size(uint32_t size) { size_ = size; }
 
-  // Returns once all threads of the team have called it as often as this one.
-  XF_HD void wait() {
+  // Returns true once all threads of the team have called it as often as this one, or false where the call is to end:
+  // then for each of them sooner or later, since a stop is for good and whoever leaves does not come back.
+  XF_HD bool wait(const Stop& stop) {
     const uint32_t turn = __atomic_load_n(&turn_, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == size_) {
       __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
       __atomic_store_n(&turn_, turn + 1, __ATOMIC_RELEASE);
-      return;
+      return true;
     }
     for (uint32_t spins = 0; __atomic_load_n(&turn_, __ATOMIC_ACQUIRE) == turn; ++spins) {
+      if (stop.requested()) return false;
       if (spins < kSpins) pause();
       else yield();
     }
+    return true;
   }
 
  private:

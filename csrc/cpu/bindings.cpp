@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
 
 #include "cpu/dispatch.h"
@@ -82,6 +85,51 @@ void check(const Problem& p, int threads) {
   if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
 }
 
+// Whether a signal's handler, run here and now, raised: KeyboardInterrupt, say. The error is then set.
+bool signal_raised() {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
+// Whom a call asks whether to stop: nobody if it is short, or on another thread than Python's main one, which alone
+// runs handlers of signals.
+bool (*asked_by(const Problem& p, const Kernel& kernel, const Plan& plan))() {
+  if (!is_long(shape_of(p, kernel), plan)) return nullptr;
+  const auto threading = py::module_::import("threading");
+  return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident")) ? signal_raised : nullptr;
+}
+
+// Takes the interpreter's lock back. Where the interpreter is going away, Python ends the thread instead, by unwinding
+// its stack: this thread stays here until the process ends, since unwinding would end that too, in a destructor.
+void lock_again(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
+// Runs a pass without the interpreter's lock.
+template <class Params>
+void run(bool (*pass)(const Params&, const Kernel&, Plan, bool (*)()), const Params& p, const Kernel& kernel,
+         const Plan& plan) {
+  bool (*const asked)() = asked_by(p, kernel, plan);
+  bool stopped = false, no_memory = false;
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    stopped = pass(p, kernel, plan, asked);
+  } catch (const std::bad_alloc&) {
+    no_memory = true;
+  }
+  lock_again(state);
+  if (no_memory) {
+    PyErr_SetString(PyExc_MemoryError, "the cpu backend found no memory for its copy of weight_hh and its buffers");
+  }
+  if (stopped || no_memory) throw py::error_already_set();
+}
+
 void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
              const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
@@ -90,8 +138,7 @@ void forward(const std::string& cell, const std::string& dtype, const std::strin
                         rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer()};
   check(p, threads);
   const Plan plan = choose_plan(p, kernel, threads, forced);
-  py::gil_scoped_release release;
-  recurrence_fwd(p, kernel, plan);
+  run(recurrence_fwd, p, kernel, plan);
 }
 
 void backward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
@@ -104,8 +151,7 @@ void backward(const std::string& cell, const std::string& dtype, const std::stri
                          rest.pointer()};
   check(p, threads);
   const Plan plan = choose_plan(p, kernel, threads, forced);
-  py::gil_scoped_release release;
-  recurrence_bwd(p, kernel, plan);
+  run(recurrence_bwd, p, kernel, plan);
 }
 
 py::list cells() {

@@ -40,7 +40,7 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
     for (int64_t step = 0;; ++step) {
       while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
       if (active == 0) break;
-      if (job_.barrier) job_.barrier->wait();
+      if (!job_.goes_on()) return;
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       const E* h = exchange_ + step % 2 * size_.exchange;
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;

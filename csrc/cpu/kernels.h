@@ -16,10 +16,18 @@ struct Job {
   const int64_t* sequences;  // (count,) their indices, by descending length
   int64_t count;
   int64_t begin, end;  // this thread's units, counted in vectors
+  Stop* stop;          // of the call
+  bool asks;           // whether this is the thread that made it
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
   const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
+
+  // Called once per step, by all threads of the job at the same place: whether it goes on.
+  XF_HD bool goes_on() const {
+    if (asks ? stop->step() : stop->requested()) return false;
+    return !barrier || barrier->wait(*stop);
+  }
 };
 
 // Elements from one row to the next in the buffers that products read: an odd number of cache lines, so that rows do

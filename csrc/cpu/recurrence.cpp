@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -53,8 +54,9 @@ struct Pass {
 template <class Params>
 class Call {
  public:
-  Call(const Params& params, const Kernel& kernel, const Pass& pass, void (*body)(const Params&, const Job&))
-      : p_(params), kernel_(kernel), pass_(pass), body_(body) {}
+  Call(const Params& params, const Kernel& kernel, const Pass& pass, void (*body)(const Params&, const Job&),
+       Stop& stop)
+      : p_(params), kernel_(kernel), pass_(pass), body_(body), stop_(stop) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
   ~Call() { std::free(memory_); }
@@ -99,6 +101,17 @@ class Call {
   }
 
   void run(int64_t thread) {
+    run_jobs(thread);
+    __atomic_add_fetch(&finished_, 1, __ATOMIC_RELEASE);
+    // Others may have longer sequences, and only the calling thread can ask whether to stop.
+    while (thread == 0 && __atomic_load_n(&finished_, __ATOMIC_ACQUIRE) < plan_.threads) {
+      stop_.look();
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  void run_jobs(int64_t thread) {
     const int64_t jobs = p_.K * p_.N * plan_.tiles;
     if (plan_.team == 1) {
       // Jobs may differ in length: whoever is free takes the next.
@@ -108,11 +121,10 @@ class Call {
     for (int64_t j = thread / plan_.team; j < jobs; j += plan_.teams()) {
       run_job(j, thread);
       // The next job uses the same buffers.
-      barriers_[thread / plan_.team].wait();
+      if (!barriers_[thread / plan_.team].wait(stop_)) return;
     }
   }
 
- private:
   void run_job(int64_t j, int64_t thread) {
     const int64_t head = j / plan_.tiles, tile = j % plan_.tiles, team = thread / plan_.team, B = p_.rows.B;
     // The first B % tiles tiles have one sequence more, as dealing them out leaves it.
@@ -120,6 +132,7 @@ class Call {
     const int64_t first = tile * few + std::min(tile, more);
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
+                  &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr,
                   shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
   }
@@ -128,9 +141,10 @@ class Call {
   const Kernel& kernel_;
   const Pass pass_;
   void (*const body_)(const Params&, const Job&);
+  Stop& stop_;
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;
-  int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0;
+  int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
   void* memory_ = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;
@@ -173,6 +187,15 @@ void execute(Call<Params>& call, [[maybe_unused]] const Shape& shape, Plan plan)
   call.run(0);
 }
 
+// Processor cycles by the model of plan.h: about 10 ms, and about 0.3 ms.
+constexpr double kLong = 3e7, kLook = 1e6;
+
+// Steps from one look at the clock to the next.
+int64_t look_every(const Shape& shape, const Plan& plan) {
+  const double steps = kLook * double(shape.T) / std::max(total_cost(shape, plan), 1.0);
+  return int64_t(std::clamp(steps, 1.0, 4096.0));
+}
+
 bool is_empty(const Problem& p) { return p.rows.B == 0 || p.K * p.N * p.D == 0; }
 
 }  // namespace
@@ -183,20 +206,28 @@ Shape shape_of(const Problem& p, const Kernel& kernel) {
   return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size};
 }
 
-void recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Plan& plan) {
-  if (is_empty(params)) return;
+bool is_long(const Shape& shape, const Plan& plan) { return shape.B > 0 && total_cost(shape, plan) > kLong; }
+
+bool recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
+  if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   // Packing costs about as much as a step of a few rows.
   const bool once = shape.T <= 1 && shape.B <= 8;
-  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack_fwd, params.D, kernel.states}, kernel.forward);
+  Stop stop(asked, look_every(shape, plan));
+  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack_fwd, params.D, kernel.states}, kernel.forward,
+                           stop);
   execute(call, shape, plan);
+  return stop.requested();
 }
 
-void recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan) {
-  if (is_empty(params)) return;
+bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
+  if (is_empty(params)) return false;
+  const Shape shape = shape_of(params, kernel);
+  Stop stop(asked, look_every(shape, plan));
   Call<BackwardParams> call(params, kernel, {kernel.pack_bwd, kernel.gates * params.D, 2 * kernel.states},
-                            kernel.backward);
-  execute(call, shape_of(params, kernel), plan);
+                            kernel.backward, stop);
+  execute(call, shape, plan);
+  return stop.requested();
 }
 
 }  // namespace xlstm_fused::cpu

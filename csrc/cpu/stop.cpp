@@ -1,0 +1,24 @@
+#include "cpu/stop.h"
+
+#include <chrono>
+
+namespace xlstm_fused::cpu {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+Stop::Stop(bool (*asked)(), int64_t every)
+    : asked_(asked), every_(asked ? every : INT64_MAX), left_(every_), next_(asked ? now() + kSeconds : 0) {}
+
+void Stop::look() {
+  left_ = every_;
+  if (!asked_ || requested() || now() < next_) return;
+  if (asked_()) __atomic_store_n(&requested_, true, __ATOMIC_RELAXED);
+  next_ = now() + kSeconds;
+}
+
+}  // namespace xlstm_fused::cpu

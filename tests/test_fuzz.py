@@ -1,0 +1,111 @@
+"""Random calls of the public API: each gives what the reference gives, values and gradients, or an error that names the
+argument. ``make fuzz`` makes many more of them, other ones every time."""
+
+import os
+import re
+
+import pytest
+import torch
+from fuzz_draws import DTYPES, RUN, Arguments, draws
+from hypothesis import HealthCheck, example, given, note, settings
+from tolerances import HALF_FACTOR, ROUNDINGS_OF_A_DRAW, RELATIVE, relative_error
+
+from xlstm_fused import ops
+from xlstm_fused.backends import backends, cpu
+
+if not backends()["cpu"].ready:
+    pytest.skip("the cpu backend is not built", allow_module_level=True)
+
+DRAWS = int(os.environ.get("XLSTM_FUSED_DRAWS", 2000))
+PARTS = 8  # that workers can share
+
+# What messages begin with: the names of our arguments, and what nn.LSTM and nn.LSTMCell say.
+NAMED = re.compile(
+    r"(input|hx|state|wx|weight_hh|lengths|cu_seqlens|reset|reset_state|num_heads|backend)(\[.*?\])?(\.\w+)?(:|=)|"
+    r"FusedxLSTM(Cell)?: Expected input to be |RNN input dtype |input.size\(-1\) must be |Expected hidden\[\d\] size |"
+    r"Expected sequence length to be |For (un)?batched .*hx and cx |lstm(_cell)? expects two hidden states|"
+    r"input has inconsistent |Input batch size |hidden\d has inconsistent ")
+DOCUMENTED = (TypeError, ValueError, RuntimeError, NotImplementedError)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    yield
+    cpu.forced_isa, cpu.forced_plan = "", None
+
+
+def outcome(arguments, backend, dtype):
+    """``(results, gradients, None)``, or ``(None, None, error)``."""
+    draw = arguments.draw
+    cpu.forced_isa = draw.isa
+    cpu.forced_plan = None
+    if draw.split and draw.B:
+        threads, team = draw.split
+        lanes = cpu._cpu.plan(cell=draw.cell, dtype=str(draw.dtype).removeprefix("torch."), isa=draw.isa, threads=1,
+                              heads=1, B=1, T=1, D=draw.D)["lanes"]
+        if team <= -(-draw.D // lanes):
+            cpu.forced_plan = threads, team, 1 + draw.seed % draw.B
+    try:
+        return *arguments.call(backend, dtype, RUN[draw.api]), None
+    except DOCUMENTED as error:
+        return None, None, error
+    finally:
+        cpu.forced_isa, cpu.forced_plan = "", None
+
+
+def check(draw, monkeypatch):
+    arguments = Arguments(draw)
+    results, gradients, error = outcome(arguments, "cpu", draw.dtype)
+    # FusedxLSTMCell takes no backend.
+    choose = ops.backend_for
+    monkeypatch.setattr(ops, "backend_for", lambda name, *rest: choose("reference" if name == "auto" else name, *rest))
+    same_dtype, its_gradients, its_error = outcome(arguments, "reference", draw.dtype)
+    truth = outcome(arguments, "reference", torch.float64)[:2] if error is None and draw.dtype != DTYPES[0] else (
+        same_dtype, its_gradients)
+    monkeypatch.undo()
+    if error is not None:
+        assert type(error) is type(its_error) and str(error) == str(its_error), (error, its_error)
+        assert NAMED.match(str(error)), f"{type(error).__name__}: {error}"
+        return
+    assert its_error is None, f"only the reference raises: {its_error}"
+    for got, reference, true in ((results, same_dtype, truth[0]), (gradients, its_gradients, truth[1])):
+        assert list(got) == list(reference)
+        for name, value in got.items():
+            want = reference[name]
+            assert (value is None) == (want is None), name
+            if want is None:
+                continue
+            assert value.dtype == want.dtype and value.shape == want.shape, name
+            assert value.isfinite().all() or not want.isfinite().all(), f"{name} is not finite"
+            assert_as_true(name, value, want, true[name], draw.dtype)
+
+
+def assert_as_true(name, value, reference, truth, dtype):
+    """By the table; as good as the reference where the layer's dtype is not good enough for it."""
+    if truth.numel() == 0:
+        return
+    error = relative_error(value, truth)
+    if not truth.any():
+        error = value.double().norm().item()
+    allowed = RELATIVE.get(dtype, 0)
+    if dtype != torch.float64:
+        its_error = relative_error(reference, truth) if truth.any() else reference.double().norm().item()
+        allowed = max(allowed, HALF_FACTOR * its_error + ROUNDINGS_OF_A_DRAW * torch.finfo(dtype).eps)
+    assert error <= allowed, f"{name}: error {error:.3g} > {allowed:.3g}"
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_any_call(part, monkeypatch):
+    seen = []
+
+    @settings(max_examples=-(-DRAWS // PARTS), deadline=None, database=None, derandomize=False, print_blob=True,
+              suppress_health_check=list(HealthCheck))
+    @given(draws())
+    def any_call(draw):
+        note(repr(draw))
+        seen.append(draw)
+        with monkeypatch.context() as patch:
+            check(draw, patch)
+
+    any_call()
+    print(f"{len(seen)} draws")
