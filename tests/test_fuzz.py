@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 from fuzz_draws import DTYPES, RUN, Arguments, draws
-from hypothesis import HealthCheck, example, given, note, settings
-from tolerances import HALF_FACTOR, ROUNDINGS_OF_A_DRAW, RELATIVE, relative_error
+from hypothesis import HealthCheck, given, note, settings
+from tolerances import HALF_FACTOR, RELATIVE, ROUNDINGS_OF_A_DRAW, relative_error
 
 from xlstm_fused import ops
 from xlstm_fused.backends import backends, cpu

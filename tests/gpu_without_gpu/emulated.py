@@ -76,7 +76,8 @@ def emulated(target, plan=None, seed=1, kernels=None, first_row=0):
     """
     names = "recurrence_fwd_kernel", "recurrence_bwd_kernel"
     before = {name: getattr(launch, name) for name in (*names, "forced_plan", "device_of")}
-    stand_ins = [EmulatedKernel(kernel, target, seed, first_row) for kernel in kernels or (before[name] for name in names)]
+    chosen = kernels or [before[name] for name in names]
+    stand_ins = [EmulatedKernel(kernel, target, seed, first_row) for kernel in chosen]
     try:
         for name, kernel in zip(names, stand_ins):
             setattr(launch, name, kernel)
