@@ -113,7 +113,7 @@ void lock_again(PyThreadState* state) {
 
 // Runs a pass without the interpreter's lock.
 template <class Params>
-void run(bool (*pass)(const Params&, const Kernel&, Plan, bool (*)()), const Params& p, const Kernel& kernel,
+void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), const Params& p, const Kernel& kernel,
          const Plan& plan) {
   bool (*const asked)() = asked_by(p, kernel, plan);
   bool stopped = false, no_memory = false;
