@@ -37,7 +37,7 @@ def test_a_million_steps(cell):
 LARGE = os.environ.get("XLSTM_FUSED_LARGE")
 
 
-@pytest.mark.skipif(not LARGE, reason="needs 14 GiB of memory and minutes: make large")
+@pytest.mark.skipif(not LARGE, reason="needs 7 GiB of memory and minutes: make large")
 @pytest.mark.parametrize("reverse", (False, True))
 def test_more_than_two_to_the_31_elements(reverse):
     """The last sequence of a batch whose gates have more elements than an int32 counts is as it is alone."""
