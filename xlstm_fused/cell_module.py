@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import checks, ops, products
 from .cells import CELLS
 from .dtypes import autocast_dtype
 from .layout import Layout
@@ -82,7 +81,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
         bias = None
         if self.bias:
             bias = kind.all_gates(self.bias_ih, inputs) + kind.all_gates(self.bias_hh, recurrent)
-        wx = F.linear(layout.to_rows(data), kind.all_gates(self.weight_ih, inputs), bias)
+        wx = products.linear(layout.to_rows(data), kind.all_gates(self.weight_ih, inputs), bias)
         wx = wx.view(layout.rows.P, 1, G, N, D)
         weight_hh = kind.all_gates(self.weight_hh, recurrent).to(wx.dtype).reshape(1, G, N, D, D).contiguous()
         backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell)

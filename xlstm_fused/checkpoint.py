@@ -13,10 +13,9 @@ Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import ops, products
 from .rows import Rows
 
 
@@ -141,7 +140,7 @@ def _directions(rows, every, weight_hh, *rest):
 
 def _gates(x, weight_ih, bias, weight_hh):
     K, G, N, D, _ = weight_hh.shape
-    return F.linear(x, weight_ih, bias).view(-1, K, G, N, D)
+    return products.linear(x, weight_ih, bias).view(-1, K, G, N, D)
 
 
 class _Layer(torch.autograd.Function):
@@ -202,7 +201,7 @@ class _Layer(torch.autograd.Function):
         else:
             dwx, *rest = _backward(wx, problem, output, kept_h, kept_s, d_output, d_h_n, d_s_n, every, options)
         dwx = dwx.flatten(1)
-        gradients = (dwx @ weight_ih, dwx.t() @ x, None if bias is None else dwx.sum(0),
+        gradients = (products.matmul(dwx, weight_ih), products.matmul(dwx.t(), x), None if bias is None else dwx.sum(0),
                      *(None if value is None else gradient
                        for value, gradient in zip((weight_hh, h0, s0, None, reset_h, reset_s),
                                                   (*rest[:3], None, *rest[3:]))))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checkpoint, checks, onnx, ops, projection
+from . import checkpoint, checks, onnx, ops, products, projection
 from .cells import CELLS
 from .dtypes import autocast_dtype, cast
 from .layout import Layout
@@ -208,7 +208,7 @@ class FusedxLSTM(nn.RNNBase):
             output, h_n, s_n = checkpoint.layer(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell,
                                                 self.checkpoint_every, **options)
             return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3).unbind(0)), None
-        wx = F.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
+        wx = products.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
         run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)
         output, h_n, s_n, pre, states = run(wx, weight_hh, h0=h0, s0=s0, rows=layout.rows, cell=self.cell, save=trace,
                                             **options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import onnx, vmap
+from . import onnx, products, vmap
 from .backends import choose, load, reference
 from .cells import CELLS
 from .dtypes import state_dtype
@@ -207,10 +207,10 @@ def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, row
     for k in range(K):
         h = h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, (k == 1) != reverse)
         if N == 1:
-            directions.append((dpre[:, k].reshape(P, G * D).t() @ h.reshape(P, D)).view(G, 1, D, D))
+            directions.append(products.matmul(dpre[:, k].reshape(P, G * D).t(), h.reshape(P, D)).view(G, 1, D, D))
         else:
             h = h.transpose(0, 1)
-            directions.append(torch.stack([torch.bmm(dpre[:, k, g].permute(1, 2, 0), h) for g in range(G)]))
+            directions.append(torch.stack([products.matmul(dpre[:, k, g].permute(1, 2, 0), h) for g in range(G)]))
     return torch.stack(directions)
 
 
