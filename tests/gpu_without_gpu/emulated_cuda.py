@@ -1,0 +1,90 @@
+"""The launches of the CUDA backend, carried out by the PTX interpreter: compiled by nvcc, run without a GPU."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import torch
+
+from xlstm_fused.backends.cuda import launch
+from xlstm_fused.backends.cuda import plan as planning
+
+from .nvcc import Sources, Struct
+
+CSRC = Path(__file__).parents[2] / "csrc"
+KINDS = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float32", "tf32": "TensorFloat32"}
+DEVICES = {"sm_80": planning.Device((8, 0), 108, 163 << 10), "sm_90": planning.Device((9, 0), 132, 227 << 10),
+           "sm_100": planning.Device((10, 0), 148, 227 << 10)}
+"""What the choice of a plan is told: A100, H100, B200."""
+
+
+@functools.cache
+def sources(arch, backward, kind):
+    """The source file of one pass and kind, compiled as the package's build does."""
+    return Sources((CSRC / "cuda/instances.cu").read_text(), arch, include=[CSRC],
+                   defines=[f"XLSTM_FUSED_PASS={'bwd' if backward else 'fwd'}", f"XLSTM_FUSED_KIND={kind}"])
+
+
+def mangled(backward, cell, kind, tiles, exchange):
+    """What identifies an instance in its mangled name."""
+    name, kind = cell.capitalize(), KINDS[kind]
+    return f"recurrence_{'bwd' if backward else 'fwd'}_kernel", f"{len(name)}{name}", f"{len(kind)}{kind}", (
+        f"ELi{tiles}ELNS"), f"ExchangeE{int(exchange == 'cluster')}E"
+
+
+def _value(each):
+    """A field of a parameter struct."""
+    if each is None or isinstance(each, torch.Tensor) and each.numel() == 0:
+        return "Q", 0
+    if isinstance(each, torch.Tensor):
+        each = each.detach()
+        return (each.view(torch.int16) if each.dtype == torch.bfloat16 else each).numpy()
+    return ("?", each) if isinstance(each, bool) else ("q", each)
+
+
+class Emulator:
+    """Takes the place of ``launch.call``."""
+
+    def __init__(self, arch, schedule, seed, change):
+        self.arch, self.schedule, self.seed, self.change = arch, schedule, seed, change
+        self.launches = []
+
+    def kernel(self, backward, cell, kind, plan):
+        compiled = sources(self.arch, backward, kind)
+        parts = mangled(backward, cell, kind, plan.tiles, plan.exchange)
+        name, = (each for each in compiled.names() if all(part in each for part in parts))
+        if self.change is None:
+            return compiled.kernel(name)
+        return compiled.kernel(name, self.change(compiled.ptx()))
+
+    def __call__(self, backward, cell, kind, plan, device, problem, arrays, weight_t=None):
+        parameters = Struct(*map(_value, (*problem, *arrays)))
+        fields = Struct(*(("i", each) for each in plan.fields[:-1]), ("q", plan.fields[-1]))
+        B, K, N = problem[1], problem[8], problem[9]
+        grid = (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
+        rest = [_value(weight_t)] if backward else []
+        self.kernel(backward, cell, kind, plan).launch(
+            grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, cluster=plan.programs,
+            schedule=self.schedule, seed=self.seed)
+        self.launches.append((backward, kind, plan))
+
+
+@contextlib.contextmanager
+def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1, change=None, shared_limit=None):
+    """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
+
+    ``change`` maps the PTX to a mutant's. ``shared_limit`` is the shared memory to plan with instead of the device's.
+    """
+    device = DEVICES[arch]
+    if shared_limit is not None:
+        device = device._replace(shared_limit=shared_limit)
+    before = launch.call, launch.forced_plan
+
+    def plan(D, itemsize, backward):
+        return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)
+
+    try:
+        launch.call, launch.forced_plan = Emulator(arch, schedule, seed, change), plan
+        yield launch.call
+    finally:
+        launch.call, launch.forced_plan = before
