@@ -102,8 +102,12 @@ class Sources:
         found = {}
         for m in re.finditer(r"Compiling entry function '([^']+)'(.*?)(?=Compiling entry function|\Z)",
                              self._compiled("report"), re.S):
-            number = lambda pattern, text=m[2]: int((re.search(pattern, text) or [0, 0])[1])
-            found[m[1]] = Resources(number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"),
-                                    number(r"(\d+) bytes stack frame"), number(r"(\d+) bytes spill stores"),
-                                    number(r"(\d+) bytes spill loads"))
+            name, text = m.groups()
+            # Functions that are not inlined are listed beside the kernel that calls them.
+            frames = {each[0]: tuple(map(int, each[1:])) for each in re.findall(
+                r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
+                r"loads", text)}
+            shared = re.search(r"(\d+) bytes smem", text)
+            found[name] = Resources(int(re.search(r"Used (\d+) registers", text)[1]), int(shared[1]) if shared else 0,
+                                    *map(sum, zip(*frames.values())))
         return found

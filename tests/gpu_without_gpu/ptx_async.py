@@ -6,7 +6,7 @@ that whoever waits for it allows.
 
 import numpy as np
 
-from .ptx_races import PROXY, Published
+from .ptx_races import PROXY, WRITES, Published
 from .ptx_types import SHARED_BASE, SHWIN, U64, PtxError
 
 _MAX_COUNT = (1 << 20) - 1
@@ -151,12 +151,17 @@ class Asynchronous:
 
     # Asynchronous writes
 
-    def _issue(self, operation):
+    def _issue(self, operation, writes, size, reads=None, row=WRITES):
+        """``writes`` and ``reads`` are the elements of ``size`` bytes that it uses, from now until it is known done."""
         w = operation.w
         if self.races:
             w.agent_time += 1
             operation.clock, operation.time = w.clock_.copy(), w.agent_time
             operation.clock[:2, w.agent] = w.agent_time
+            if reads is not None:
+                self.races.read(operation.clock, w.agent, reads, size, row)
+            if writes is not None:
+                self.races.write(operation.clock, w.agent, writes, size, operation.at)
         self.pending.append(operation)
         if self.early:
             self.complete(operation)
@@ -170,14 +175,6 @@ class Asynchronous:
         w.at = at
         if operation.lanes is not None:
             w.unwaited.append(operation)
-
-    def _agent_write(self, operation, i, size):
-        if self.races:
-            self.races.write(operation.clock, operation.w.agent, i, size, operation.at)
-
-    def _agent_read(self, operation, i, size, row=0):
-        if self.races:
-            self.races.read(operation.clock, operation.w.agent, i, size, row)
 
     def _complete_tx(self, operation, cta, offset, n):
         if cta.gone:
@@ -206,13 +203,13 @@ class Asynchronous:
         for lane, cta, offset in self._bars(w, q, bar):
             if not int(cta.base) <= int(i[lane]) * size * n < int(cta.base) + int(self.shared_end):
                 raise PtxError("st.async: the mbarrier is of another block than the destination")
-            self._issue(Operation(w, self._late_store(i[lane : lane + 1], value[lane : lane + 1], size, n, cta, offset),
-                                  "st.async"))
+            at = i[lane : lane + 1]
+            run = self._late_store(at, value[lane : lane + 1], size, n, cta, offset)
+            self._issue(Operation(w, run, "st.async"), at, size * n)
 
     def _late_store(self, i, value, size, n, cta, offset):
         def run(operation):
             self._alive(i, size * n)
-            self._agent_write(operation, i, size * n)
             self.memory.rows(size, n)[i] = value
             self._complete_tx(operation, cta, offset, size * n)
         return run
@@ -223,7 +220,8 @@ class Asynchronous:
         size = value.dtype.itemsize
         _, i = self.locate(w, q, a, "shared" if a.dtype.itemsize == 4 else "generic", size)
         for lane, cta, offset in self._bars(w, q, bar):
-            self._issue(Operation(w, self._late_reduction(i[lane], name, value[lane], cta, offset), "red.async"))
+            # It is atomic: only its completion orders anything.
+            self._issue(Operation(w, self._late_reduction(i[lane], name, value[lane], cta, offset), "red.async"), None, 0)
 
     def _late_reduction(self, i, name, value, cta, offset):
         function = {"add": np.add, "min": min, "max": max, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -238,20 +236,19 @@ class Asynchronous:
         return run
 
     def copy_async(self, w, q, to, source, size, given):
+        given = given if q is None else np.where(q, given, 0)
         if (given > size).any():
             raise PtxError("cp.async: src-size is larger than cp-size")
         _, i = self.locate(w, q, to, "shared" if to.dtype.itemsize == 4 else "generic", size)
-        some = given > 0 if q is None else q & (given > 0)
+        some = given > 0
         j = self.locate(w, some, source, "global", size)[1] if some.any() else i
         lanes = np.ones(32, bool) if q is None else q.copy()
         take = np.arange(size) < given[:, None]
 
         def run(operation):
             m = operation.lanes
-            self._agent_write(operation, i[m], size)
-            self._agent_read(operation, j[m & some], size)
             self.memory.rows(1, size)[i[m]] = (self.memory.rows(1, size)[j] * take)[m]
-        self._issue(Operation(w, run, "cp.async", lanes))
+        self._issue(Operation(w, run, "cp.async", lanes), i[lanes], size, j[lanes & some])
 
     def commit_group(self, w, q, bulk):
         lanes = np.ones(32, bool) if q is None else q
@@ -305,7 +302,7 @@ class Asynchronous:
                     bar.current.add(clock, cta, "cluster")
                 self._arrive(bar, 1)
                 self._advance(bar)
-        self._issue(Operation(w, run, "arrive"))
+        self._issue(Operation(w, run, "arrive"), None, 0)
 
     def copy_bulk(self, w, q, to, a, source, b, n, bar):
         bars = {lane: (cta, offset) for lane, cta, offset in self._bars(w, q, bar)} if bar is not None else {}
@@ -314,8 +311,9 @@ class Asynchronous:
             if size % 16 or not size:
                 raise PtxError(f"cp.async.bulk of {size} bytes: not a multiple of 16")
             i, j = (self._rows_of(w, address[lane], space, size) for address, space in ((a, to), (b, source)))
-            self._issue(Operation(w, self._late_bulk(i, j, size, bars.get(lane)), "bulk",
-                                  None if bar is not None else np.arange(32) == lane))
+            operation = Operation(w, self._late_bulk(i, j, size, bars.get(lane)), "bulk",
+                                  None if bar is not None else np.arange(32) == lane)
+            self._issue(operation, i, 16, j, PROXY)
 
     def _rows_of(self, w, address, space, size):
         """Indices of the 16-byte rows from an address on."""
@@ -329,8 +327,6 @@ class Asynchronous:
         def run(operation):
             self._alive(i, 16)
             self._alive(j, 16)
-            self._agent_read(operation, j, 16, PROXY)
-            self._agent_write(operation, i, 16)
             self.memory.rows(8, 2)[i] = self.memory.rows(8, 2)[j]
             if bar:
                 self._complete_tx(operation, *bar, size)

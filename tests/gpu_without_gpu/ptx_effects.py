@@ -46,8 +46,9 @@ class Effects:
         n = len(targets)
         typed = "" if name_of(ty)[0] == "u" else f".view({name_of(ty)})"
         if space == "param":
-            symbol = re.match(r"\[\s*([\w$@.]+)", x.ops[1])[1]
-            space = "local" if symbol in self.local else "global"
+            # A register holds the address of a kernel's parameter: only those have one.
+            symbol = re.match(r"\[\s*([\w$@.]+)", x.ops[1])
+            space = "local" if symbol and symbol[1] in self.local else "global"
         order = order_of(x.parts)
         self.line(f"v = K.load(w, {self.guard}, {self.address(x.ops[1])}, '{space}', {size}, {n}, {order})")
         for i, each in enumerate(targets):

@@ -128,14 +128,15 @@ class Machine(Memory, Asynchronous, WarpCollectives):
 
     def run(self, schedule):
         """To the end, or a PtxError."""
-        fruitless = 0
+        fruitless = seen = 0
         while True:
             left = [w for w in self.warps if w.alive.any()]
             if not left:
                 break
             ready = [w for w in left if w.ready and (w.stalled is None or w.stalled != self.events)]
+            if self.events != seen:
+                fruitless, seen = 0, self.events
             if ready:
-                fruitless = 0
                 self.turn(schedule.next(ready), schedule.burst())
                 if self.pending and schedule.completes():
                     self.finish(schedule)
@@ -303,10 +304,22 @@ class Machine(Memory, Asynchronous, WarpCollectives):
         w.alive = w.alive & ~taken
         w.remask()
         self.events += 1
-        w.cta.gone = not any(each.alive.any() for each in w.cta.warps)
+        if not any(each.alive.any() for each in w.cta.warps):
+            self.leave(w.cta)
         for number in list(w.cta.barriers):
             self.settle(w.cta, number)
         self.settle_cluster(w.cta.cluster)
+
+    def leave(self, cta):
+        """The last thread of a block has exited: nobody may use its shared memory from now on."""
+        cta.gone = True
+        if self.races:
+            clock = np.maximum.reduce([w.clock_ for w in cta.warps])
+            for copy in self.pending + [each for w in cta.warps for each in w.unwaited]:
+                # A copy into the block that nobody waits for is over when the block is.
+                if copy.w.cta is cta and copy.kind == "cp.async":
+                    clock[:, copy.w.agent] = np.maximum(clock[:, copy.w.agent], copy.time)
+            self.races.free(clock, int(cta.base), int(cta.base) + int(self.shared_end))
 
     def c_trap(self, w, x, m, here, taken, end):
         raise PtxError("the kernel traps")

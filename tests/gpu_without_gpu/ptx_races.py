@@ -76,6 +76,17 @@ class Races:
         writer[i], written[i] = slot, clock[WRITES, slot]
         self.where.reshape(-1, n)[i] = at
 
+    def free(self, clock, begin, end):
+        """The memory goes: whoever used it must have done so before what ``clock`` knows."""
+        part = slice(begin // 2, (end + 1) // 2)
+        early = np.flatnonzero(self.written[part] > clock[WRITES][self.writer[part]])
+        if len(early):
+            raise Race("ends the shared memory written", int(self.writer[part][early[0]]),
+                       int(self.where[part][early[0]]))
+        early = np.argwhere(self.reads[part] > clock[READS])
+        if len(early):
+            raise Race("ends the shared memory read", int(early[0][1]), None)
+
     @staticmethod
     def _changed(changes, n):
         if changes is None:

@@ -10,11 +10,13 @@ _GROUP, _QUAD = _LANE // 4, _LANE % 4
 
 def _fragment_places(K, narrow):
     """Where the values of the registers of A, B and C lie in the flat matrices (16, K), (K, 8) and (16, 8)."""
-    parts = 1 if narrow else 2
-    k = lambda r, h: _QUAD + 4 * r if narrow else 2 * _QUAD + h + 8 * r
-    a = np.array([[(_GROUP + 8 * (r & 1)) * K + k(r >> 1, h) for h in range(parts)] for r in range(K * parts // 4 // parts
-                  if narrow else K // 4)])
-    b = np.array([[k(r, h) * 8 + _GROUP for h in range(parts)] for r in range(len(a) // 2)])
+    parts, registers = (1, K // 2) if narrow else (2, K // 4)
+
+    def k(r, h):
+        return _QUAD + 4 * r if narrow else 2 * _QUAD + h + 8 * r
+
+    a = np.array([[(_GROUP + 8 * (r & 1)) * K + k(r >> 1, h) for h in range(parts)] for r in range(registers)])
+    b = np.array([[k(r, h) * 8 + _GROUP for h in range(parts)] for r in range(registers // 2)])
     c = np.array([(_GROUP + 8 * (r >> 1)) * 8 + 2 * _QUAD + (r & 1) for r in range(4)])
     return a.transpose(0, 2, 1).ravel(), b.transpose(0, 2, 1).ravel(), c
 
