@@ -79,7 +79,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
         bias = self.bias_ih + self.bias_hh if self.bias else None
         wx = F.linear(layout.to_rows(data), self.weight_ih, bias).view(layout.rows.P, 1, G, N, D)
         weight_hh = self.weight_hh.to(wx.dtype).reshape(1, G, N, D, D).contiguous()
-        backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell)
+        backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell, D)
         _, h_n, s_n, _, _ = ops.recurrence(wx, weight_hh, h0, s0, layout.rows, self.cell, backend=backend)
         h, *others = (layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
         return h, *(value.to(input.dtype) if self.cell == "lstm" else value for value in others)

@@ -79,7 +79,7 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     per_row = reset_state is not None and reset_state.per_row
 
     wx = layout.select(wx.flatten(0, -2)).reshape(layout.rows.P, 1, G, N, D).contiguous()
-    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell)
+    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell, D)
     output, h_n, s_n, pre, states = ops.recurrence(
         wx, weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0, layout.rows, cell, reset=reset, reset_h=reset_h,
         reset_s=reset_s, reset_per_row=per_row, reverse=reverse, backend=backend, save=trace)

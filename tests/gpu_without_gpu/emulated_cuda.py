@@ -12,24 +12,27 @@ from xlstm_fused.backends.cuda import plan as planning
 from .nvcc import Sources, Struct
 
 CSRC = Path(__file__).parents[2] / "csrc"
-KINDS = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float32", "tf32": "TensorFloat32"}
 DEVICES = {"sm_80": planning.Device((8, 0), 108, 163 << 10), "sm_90": planning.Device((9, 0), 132, 227 << 10),
            "sm_100": planning.Device((10, 0), 148, 227 << 10)}
 """What the choice of a plan is told: A100, H100, B200."""
 
 
+SOURCE = """#include "cells/cells.h"
+#include "cuda/kernels.cuh"
+namespace xlstm_fused::cuda {{
+template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::k{exchange}>(
+    const __grid_constant__ {params}, const __grid_constant__ Plan{more});
+}}
+"""
+"""One kernel of the package's; compiling all that share its source file takes longer."""
+
+
 @functools.cache
-def sources(arch, backward, kind):
-    """The source file of one pass and kind, compiled as the package's build does."""
-    return Sources((CSRC / "cuda/instances.cu").read_text(), arch, include=[CSRC],
-                   defines=[f"XLSTM_FUSED_PASS={'bwd' if backward else 'fwd'}", f"XLSTM_FUSED_KIND={kind}"])
-
-
-def mangled(backward, cell, kind, tiles, exchange):
-    """What identifies an instance in its mangled name."""
-    name, kind = cell.capitalize(), KINDS[kind]
-    return f"recurrence_{'bwd' if backward else 'fwd'}_kernel", f"{len(name)}{name}", f"{len(kind)}{kind}", (
-        f"ELi{tiles}ELNS"), f"ExchangeE{int(exchange == 'cluster')}E"
+def sources(arch, backward, cell, kind, tiles, exchange, csrc=CSRC):
+    name, params, more = ("bwd", "BackwardParams", ", const void*") if backward else ("fwd", "ForwardParams", "")
+    text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange.capitalize(),
+                         params=params, more=more)
+    return Sources(text, arch, include=[csrc])
 
 
 def _value(each):
@@ -45,17 +48,9 @@ def _value(each):
 class Emulator:
     """Takes the place of ``launch.call``."""
 
-    def __init__(self, arch, schedule, seed, change):
-        self.arch, self.schedule, self.seed, self.change = arch, schedule, seed, change
+    def __init__(self, arch, schedule, seed, csrc):
+        self.arch, self.schedule, self.seed, self.csrc = arch, schedule, seed, csrc
         self.launches = []
-
-    def kernel(self, backward, cell, kind, plan):
-        compiled = sources(self.arch, backward, kind)
-        parts = mangled(backward, cell, kind, plan.tiles, plan.exchange)
-        name, = (each for each in compiled.names() if all(part in each for part in parts))
-        if self.change is None:
-            return compiled.kernel(name)
-        return compiled.kernel(name, self.change(compiled.ptx()))
 
     def __call__(self, backward, cell, kind, plan, device, problem, arrays, weight_t=None):
         parameters = Struct(*map(_value, (*problem, *arrays)))
@@ -63,17 +58,18 @@ class Emulator:
         B, K, N = problem[1], problem[8], problem[9]
         grid = (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
         rest = [_value(weight_t)] if backward else []
-        self.kernel(backward, cell, kind, plan).launch(
+        compiled = sources(self.arch, backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
+        compiled.kernel().launch(
             grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, cluster=plan.programs,
             schedule=self.schedule, seed=self.seed)
         self.launches.append((backward, kind, plan))
 
 
 @contextlib.contextmanager
-def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1, change=None, shared_limit=None):
+def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
     """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
 
-    ``change`` maps the PTX to a mutant's. ``shared_limit`` is the shared memory to plan with instead of the device's.
+    ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with instead of the device's.
     """
     device = DEVICES[arch]
     if shared_limit is not None:
@@ -84,7 +80,7 @@ def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1,
         return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)
 
     try:
-        launch.call, launch.forced_plan = Emulator(arch, schedule, seed, change), plan
+        launch.call, launch.forced_plan = Emulator(arch, schedule, seed, csrc), plan
         yield launch.call
     finally:
         launch.call, launch.forced_plan = before

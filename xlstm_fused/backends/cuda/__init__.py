@@ -22,9 +22,8 @@ device_type_for_tests = "cuda"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def refuses(device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str | None:
-    """Why this backend does not run ``cell`` in ``dtype`` on ``device_type``, with heads of ``head_dim`` units if that
-    is given; None if it does."""
+def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why this backend does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
     if device_type != device_type_for_tests:
         return f"it runs on NVIDIA GPUs, not on {device_type} devices"
     if dtype not in _DTYPES:
@@ -32,9 +31,12 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str, head_dim: int | Non
     reason = _missing(device_type)
     if reason is None and device_type == "cuda" and cell not in _cuda.cells():
         reason = f"it has no kernel for cell {cell!r}"
-    if reason is None and head_dim is not None:
-        reason = _launch().too_large(head_dim, dtype)
     return reason
+
+
+def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
+    """Why heads of so many units cannot be run on the current device; None if they can."""
+    return _launch().too_large(head_dim, dtype)
 
 
 @functools.cache
