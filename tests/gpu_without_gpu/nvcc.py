@@ -1,5 +1,6 @@
 """CUDA sources compiled by nvcc without a GPU: their PTX for the interpreter, and what ptxas says they need."""
 
+import functools
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from .ptx import Kernel, Struct
 
-__all__ = ["Resources", "Struct", "Sources", "nvcc_path"]
+__all__ = ["Resources", "Struct", "Sources", "nvcc_path", "probe"]
 
 
 def nvcc_path():
@@ -111,3 +112,9 @@ class Sources:
             found[name] = Resources(int(re.search(r"Used (\d+) registers", text)[1]), int(shared[1]) if shared else 0,
                                     *map(sum, zip(*frames.values())))
         return found
+
+
+@functools.cache
+def probe(name, arch="sm_90a"):
+    """The compiled ``probes/<name>.cu``."""
+    return Sources(Path(__file__).parent / f"probes/{name}.cu", arch)

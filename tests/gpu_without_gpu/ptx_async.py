@@ -151,20 +151,23 @@ class Asynchronous:
 
     # Asynchronous writes
 
-    def _issue(self, operation, writes, size, reads=None, row=WRITES):
-        """``writes`` and ``reads`` are the elements of ``size`` bytes that it uses, from now until it is known done."""
-        w = operation.w
+    def _issue(self, operations, writes, size, reads=None, row=WRITES):
+        """Operations of one instruction. ``writes`` and ``reads`` are the elements of ``size`` bytes that they use from
+        now on, until they are known to be done."""
+        w = operations[0].w
         if self.races:
             w.agent_time += 1
-            operation.clock, operation.time = w.clock_.copy(), w.agent_time
-            operation.clock[:2, w.agent] = w.agent_time
+            clock = w.clock_.copy()
+            clock[:2, w.agent] = w.agent_time
+            for each in operations:
+                each.clock, each.time = clock, w.agent_time
             if reads is not None:
-                self.races.read(operation.clock, w.agent, reads, size, row)
+                self.races.read(clock, w.agent, reads, size, row)
             if writes is not None:
-                self.races.write(operation.clock, w.agent, writes, size, operation.at)
-        self.pending.append(operation)
-        if self.early:
-            self.complete(operation)
+                self.races.write(clock, w.agent, writes, size, w.at)
+        self.pending += operations
+        for each in operations if self.early else ():
+            self.complete(each)
 
     def complete(self, operation):
         """The effects of an operation appear."""
@@ -182,30 +185,31 @@ class Asynchronous:
         bar = self._bar(cta, offset, operation.clock)
         if self.races:
             # Only what the agent itself wrote is published; that its issuer had read is known to whom it reaches.
-            clock = np.zeros_like(operation.clock)
+            clock = operation.clock.copy()
+            clock[[WRITES, PROXY]] = 0
             clock[:, operation.w.agent] = operation.time
-            clock[1] = np.maximum(clock[1], operation.clock[1])
             bar.current.add(clock, cta, "cluster")
         self._transact(bar, -n)
         self._advance(bar)
 
     def _alive(self, i, size):
         """The arena's elements ``i`` do not lie in the shared memory of a block that has exited."""
-        for cta in self.ctas:
-            if cta.gone and ((i * size >= int(cta.base)) & (i * size < int(cta.base) + SHWIN)).any() and (
-                    (i * size < int(cta.base) + int(self.shared_end)).any()):
+        for cta in (each for each in self.ctas if each.gone):
+            at = i * size - int(cta.base)
+            if ((at >= 0) & (at < int(self.shared_end))).any():
                 raise PtxError(f"an asynchronous access to the shared memory of block {cta.number}, which has exited")
 
     def store_async(self, w, q, a, values, size, bar):
         n = len(values)
         _, i = self.locate(w, q, a, "shared" if a.dtype.itemsize == 4 else "generic", size * n)
         value = values[0] if n == 1 else np.stack(values, 1)
+        operations = []
         for lane, cta, offset in self._bars(w, q, bar):
             if not int(cta.base) <= int(i[lane]) * size * n < int(cta.base) + int(self.shared_end):
                 raise PtxError("st.async: the mbarrier is of another block than the destination")
-            at = i[lane : lane + 1]
-            run = self._late_store(at, value[lane : lane + 1], size, n, cta, offset)
-            self._issue(Operation(w, run, "st.async"), at, size * n)
+            run = self._late_store(i[lane : lane + 1], value[lane : lane + 1], size, n, cta, offset)
+            operations.append(Operation(w, run, "st.async"))
+        self._issue(operations, i if q is None else i[q], size * n)
 
     def _late_store(self, i, value, size, n, cta, offset):
         def run(operation):
@@ -221,7 +225,8 @@ class Asynchronous:
         _, i = self.locate(w, q, a, "shared" if a.dtype.itemsize == 4 else "generic", size)
         for lane, cta, offset in self._bars(w, q, bar):
             # It is atomic: only its completion orders anything.
-            self._issue(Operation(w, self._late_reduction(i[lane], name, value[lane], cta, offset), "red.async"), None, 0)
+            operation = Operation(w, self._late_reduction(i[lane], name, value[lane], cta, offset), "red.async")
+            self._issue([operation], None, 0)
 
     def _late_reduction(self, i, name, value, cta, offset):
         function = {"add": np.add, "min": min, "max": max, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -248,7 +253,7 @@ class Asynchronous:
         def run(operation):
             m = operation.lanes
             self.memory.rows(1, size)[i[m]] = (self.memory.rows(1, size)[j] * take)[m]
-        self._issue(Operation(w, run, "cp.async", lanes), i[lanes], size, j[lanes & some])
+        self._issue([Operation(w, run, "cp.async", lanes)], i[lanes], size, j[lanes & some])
 
     def commit_group(self, w, q, bulk):
         lanes = np.ones(32, bool) if q is None else q
@@ -302,7 +307,7 @@ class Asynchronous:
                     bar.current.add(clock, cta, "cluster")
                 self._arrive(bar, 1)
                 self._advance(bar)
-        self._issue(Operation(w, run, "arrive"), None, 0)
+        self._issue([Operation(w, run, "arrive")], None, 0)
 
     def copy_bulk(self, w, q, to, a, source, b, n, bar):
         bars = {lane: (cta, offset) for lane, cta, offset in self._bars(w, q, bar)} if bar is not None else {}
@@ -313,7 +318,7 @@ class Asynchronous:
             i, j = (self._rows_of(w, address[lane], space, size) for address, space in ((a, to), (b, source)))
             operation = Operation(w, self._late_bulk(i, j, size, bars.get(lane)), "bulk",
                                   None if bar is not None else np.arange(32) == lane)
-            self._issue(operation, i, 16, j, PROXY)
+            self._issue([operation], i, 16, j, PROXY)
 
     def _rows_of(self, w, address, space, size):
         """Indices of the 16-byte rows from an address on."""

@@ -7,11 +7,11 @@ import numpy as np
 from . import ptx_numeric
 from .ptx_alu import Arithmetic, name_of
 from .ptx_effects import Effects
-from .ptx_types import DT, GBASE, PtxError
+from .ptx_types import DT, PtxError
 
 CONTROL = ("bra", "brx", "call", "ret", "exit", "trap", "brkpt", "bar", "barrier", "nanosleep")
 """Carried out by the scheduler: they end a block."""
-SYNCHRONISING = ("mbarrier", "atom", "red", "fence", "membar", "st.async", "red.async", "cp")
+SYNCHRONISING = ("mbarrier", "atom", "red", "fence", "membar", "cp")
 """Other warps may run after these, so that they end a block, as loads and stores with an order do."""
 ORDERED = ("relaxed", "acquire", "release", "acq_rel", "volatile", "mmio", "sc")
 
@@ -188,7 +188,9 @@ class Code(Arithmetic, Effects):
         else:
             have, want = dtype or name_of(ty), name_of(self.registers[number])
             if ty[0] == "s" and int(want[1:]) > int(have[1:]):
-                expression, have = f"{self._as(f'({expression})', have, 'i' + have[1:])}.astype(i{want[1:]})", "i" + want[1:]
+                # The sign fills what the register has more.
+                narrow = self._as(f"({expression})", have, "i" + have[1:])
+                expression, have = f"{narrow}.astype(i{want[1:]})", "i" + want[1:]
             value = expression if have == want else self._as(f"({expression})", have, want)
         if self.guard != "None":
             # An effect that all lanes carry out has no mask left.
@@ -218,7 +220,3 @@ def initial_registers(code):
             size = np.dtype(DT[ty]).itemsize
             values[ty] = np.full(32 * size, 0xFF, np.uint8).view(DT[ty])
     return [values[ty] for ty in code.registers]
-
-
-def global_address(offset):
-    return GBASE + offset

@@ -223,7 +223,8 @@ class Effects:
 
     def i_match(self, x):
         ty = x.parts[-1]
-        self.line(f"v = K.match(w, {self.guard}, {'all' in x.parts}, {self.E(x.ops[1], ty)}, {self.E(x.ops[2], 'u32')})")
+        value, members = self.E(x.ops[1], ty), self.E(x.ops[2], "u32")
+        self.line(f"v = K.match(w, {self.guard}, {'all' in x.parts}, {value}, {members})")
         for each, value, kind in zip(x.ops[0].split("|"), ("v[0]", "v[1]"), ("b32", "pred")):
             self.put(each, value, kind)
 

@@ -7,7 +7,6 @@ from .ptx_types import GBASE, LOCAL_BASE, SHARED_BASE, SHWIN, U8, U32, U64, UOF,
 
 SIZES = (1, 2, 4, 8, 16, 32)
 _GLOBAL, _SHIFT, _WINDOW = U64(GBASE), {s: U64(s.bit_length() - 1) for s in SIZES}, U64(SHWIN.bit_length() - 1)
-_ZERO = np.zeros(32, np.int64)
 
 
 class Views:
@@ -60,8 +59,9 @@ class Memory:
         return self.memory, i
 
     def _refuse(self, a, o, i, size, space):
-        for test, words in ((o & U64(size - 1), "misaligned"), (self.bad[size][i] == 2, "ordinary access to an mbarrier"),
-                            (self.bad[size][i], "out of bounds")):
+        state = self.bad[size][i]
+        for test, words in ((o & U64(size - 1), "misaligned"), (state == 2, "ordinary access to an mbarrier"),
+                            (state, "out of bounds")):
             lanes = np.flatnonzero(test)
             if len(lanes):
                 raise PtxError(f"{words}: {space} address {int(a[lanes[0]]):#x}, {size} bytes, {len(lanes)} lanes from "

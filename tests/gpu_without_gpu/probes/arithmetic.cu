@@ -65,14 +65,16 @@ extern "C" __global__ void conversions(const float* a, const float* b, uint32_t*
   ROW(uint32_t, "cvt.rn.relu.bf16x2.f32 %0, %1, %2;", "r", "f"(x), "f"(y))
   ROW(uint32_t, "{.reg .b16 h; cvt.rn.bf16.f32 h, %1; mov.b32 %0, {h, h};}", "r", "f"(x))
   ROW(uint32_t, "{.reg .b16 h; cvt.rz.f16.f32 h, %1; mov.b32 %0, {h, h};}", "r", "f"(x))
-  ROW(uint32_t, "{.reg .b32 s, t; cvt.rn.bf16x2.f32 s, %1, %2; cvt.rn.bf16x2.f32 t, %2, %1; fma.rn.bf16x2 %0, s, t, t;}",
-      "r", "f"(x), "f"(y))
+  ROW(uint32_t,
+      "{.reg .b32 s, t; cvt.rn.bf16x2.f32 s, %1, %2; cvt.rn.bf16x2.f32 t, %2, %1; fma.rn.bf16x2 %0, s, t, t;}", "r",
+      "f"(x), "f"(y))
   ROW(uint32_t, "{.reg .b32 s, t; cvt.rn.f16x2.f32 s, %1, %2; cvt.rn.f16x2.f32 t, %2, %1; add.rn.f16x2 %0, s, t;}",
       "r", "f"(x), "f"(y))
 #define TEST(op) ROW(uint32_t, "{.reg .pred p; setp." op ".f32 p, %1, %2; selp.b32 %0, 1, 0, p;}", "r", "f"(x), "f"(y))
   TEST("eq") TEST("ne") TEST("lt") TEST("ge") TEST("equ") TEST("neu") TEST("ltu") TEST("geu") TEST("num") TEST("nan")
-  ROW(uint32_t, "{.reg .pred p, q; setp.lt.f32 q, %1, 0f00000000; setp.gt.or.f32 p, %1, %2, !q; selp.b32 %0, 1, 0, p;}",
-      "r", "f"(x), "f"(y))
+  ROW(uint32_t,
+      "{.reg .pred p, q; setp.lt.f32 q, %1, 0f00000000; setp.gt.or.f32 p, %1, %2, !q; selp.b32 %0, 1, 0, p;}", "r",
+      "f"(x), "f"(y))
 }
 
 extern "C" __global__ void lanes(const uint32_t* a, uint32_t* out, int n) {

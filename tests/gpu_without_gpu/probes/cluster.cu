@@ -123,7 +123,8 @@ extern "C" __global__ void remote_arrivals(float* y, int blocks, int fault) {
   if (i == 0) init(&bar, 64 * blocks);
   cluster_sync();
   float value = float(100 * me + i);
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(mapped(address(buffer + 64 * me + i), 0)), "f"(value) : "memory");
+  uint32_t place = mapped(address(buffer + 64 * me + i), 0);
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place), "f"(value) : "memory");
   uint32_t there = mapped(address(&bar), 0);
   if (fault == 1)
     asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");

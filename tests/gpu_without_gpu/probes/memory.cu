@@ -19,9 +19,9 @@ extern __shared__ float4 dynamic_shared[];
 __device__ __noinline__ float scaled(float value, int index) { return value * table[index % 5] + float(index); }
 
 extern "C" __global__ void by_value(const Arguments p) {
-  float stack[8];
-  for (int k = 0; k < 8; ++k) stack[k] = p.x[k];
-  stack[p.count & 7] += 1;
+  float stack[200];
+  for (int k = 0; k < 200; ++k) stack[k] = p.x[k & 31];
+  stack[p.count + 32] += 1;
   float* shared = reinterpret_cast<float*>(dynamic_shared);
   int i = threadIdx.x;
   float v = scaled(p.x[i], i);
@@ -36,7 +36,7 @@ extern "C" __global__ void by_value(const Arguments p) {
   shared[i] = v;
   __syncthreads();
   float4 four = dynamic_shared[i / 4 ^ 1];
-  p.y[i] = four.x + four.y + four.z + four.w + stack[(i + p.count) & 7];
+  p.y[i] = four.x + four.y + four.z + four.w + stack[(i + p.count) % 200];
   atomicAdd(&counter, 1u);
   atomicMax(reinterpret_cast<unsigned*>(p.y + blockDim.x), counter);
 }
