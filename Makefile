@@ -15,7 +15,7 @@ help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
-	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
+	@echo "make kernels - build, compile the Triton kernels for GPUs, and print what these and the CUDA ones need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
 
@@ -36,6 +36,7 @@ test: $(INSTALLED)
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py
+	$(BIN)/python tests/gpu_without_gpu/cuda_kernels.py
 
 info: $(INSTALLED)
 	$(BIN)/python -m xlstm_fused info

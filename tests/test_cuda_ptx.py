@@ -19,6 +19,8 @@ if nvcc_path() is None:
 from gpu_without_gpu.emulated_cuda import CSRC, emulated  # noqa: E402
 from gpu_without_gpu.ptx_types import PtxError  # noqa: E402
 
+from xlstm_fused.backends.cuda import plan as planning  # noqa: E402
+
 cuda = importlib.import_module("xlstm_fused.backends.cuda")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -124,14 +126,29 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_shows(name, tmp_path):
-    file, right, wrong = MUTANTS[name]
+def mutated(tmp_path, file, right, wrong):
+    """A copy of the sources in which one place is changed."""
     shutil.copytree(CSRC, tmp_path / "csrc")
     path = tmp_path / "csrc/cuda" / file
     assert path.read_text().count(right) == 1
     path.write_text(path.read_text().replace(right, wrong))
+    return tmp_path / "csrc"
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_shows(name, tmp_path):
+    csrc = mutated(tmp_path, *MUTANTS[name])
     # Three warps in each program, the last of which has padding.
     with pytest.raises((AssertionError, PtxError)):
         for seed in range(1, 4):
-            check(small("lstm", 34, BF16), "sm_90", "cluster", 2, csrc=tmp_path / "csrc", schedule="random", seed=seed)
+            check(small("lstm", 34, BF16), "sm_90", "cluster", 2, csrc=csrc, schedule="random", seed=seed)
+
+
+@pytest.mark.parametrize("file, right", (("forward.cuh", "kTiles * kTile * kSlice;\n"),
+                                         ("backward.cuh", "kTile * int(sizeof(float));\n")))
+def test_a_message_that_never_comes_ends_the_kernel(file, right, tmp_path, monkeypatch):
+    """A barrier is told of more bytes than are sent: the wait gives up, after a time that is short here."""
+    csrc = mutated(tmp_path, file, right, right.replace(";", " + 16;"))
+    monkeypatch.setattr(planning, "WATCHDOG", 2000)
+    with pytest.raises(PtxError, match="traps"):
+        check(small("lstm", 20, BF16), "sm_90", "cluster", 2, csrc=csrc)

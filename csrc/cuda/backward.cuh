@@ -201,7 +201,9 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
     dh[i] = there ? load_or_zero<Storage>(p.d_h_n, at) : 0.0f;
     reset_dh[i] = 0.0f;
 #pragma unroll
-    for (int j = 1; j < S; ++j) ds[i][j] = there ? load_or_zero<float>(p.d_s_n, at + (j - 1) * place.sequence_plane()) : 0.0f;
+    for (int j = 1; j < S; ++j) {
+      ds[i][j] = there ? load_or_zero<float>(p.d_s_n, at + (j - 1) * place.sequence_plane()) : 0.0f;
+    }
     row[i] = row_of(i, steps - 1);
     row_1[i] = row_of(i, steps - 2);
     row_2[i] = row_of(i, steps - 3);
@@ -250,8 +252,8 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
           if (cut[i] < 0) continue;
           if (p.dreset_s) {
             // Zero before the launch; where the state is a sequence's, several cuts add up.
-            float* const sum = static_cast<float*>(p.dreset_s) + place.in_reset(i, cut[i]) + (j - 1) * place.reset_plane();
-            *sum += ds[i][j];
+            const int64_t at_reset = place.in_reset(i, cut[i]) + (j - 1) * place.reset_plane();
+            static_cast<float*>(p.dreset_s)[at_reset] += ds[i][j];
           }
           ds[i][j] = 0.0f;
         }
@@ -265,7 +267,8 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
       const Job which = job_of(plan, place.warp + job * warps);
       const MatrixRows<Kind> rows = rows_of(job);
       Sums<kTiles> sums = {};
-      const char* operand = operands + place.group * plan.row_bytes + which.split * plan.chunks * kChunkBytes + place.q * 16;
+      const int first_chunk = which.split * plan.chunks;
+      const char* operand = operands + place.group * plan.row_bytes + first_chunk * kChunkBytes + place.q * 16;
       if (job == 0) matrix.template multiply<true>(sums, rows, job, operand, plan.row_bytes);
       else matrix.template multiply<false>(sums, rows, job, operand, plan.row_bytes);
 #pragma unroll

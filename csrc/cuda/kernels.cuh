@@ -16,7 +16,7 @@ constexpr int kThreads = kExchange == Exchange::kAlone ? 512 : 256;
 // Chunks of R in a thread's registers: as many as leave the rest of the kernel its own.
 constexpr XF_HD int registers(Exchange exchange, int tiles, bool backward) {
   if (exchange == Exchange::kAlone) return backward ? 0 : 1;
-  return backward ? (tiles == 1 ? 6 : 3) : (tiles == 1 ? 8 : 6);
+  return backward ? (tiles == 1 ? 5 : 3) : (tiles == 1 ? 8 : 6);
 }
 
 template <Exchange kExchange>
@@ -36,8 +36,8 @@ template <class Cell, class Kind, int kTiles, Exchange kExchange>
 __global__ void __launch_bounds__(kThreads<kExchange>, 1)
     recurrence_fwd_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Plan plan) {
   XF_WHERE_THERE(kExchange) {
-    recurrence_fwd<Cell, Kind, kTiles, kExchange, registers(kExchange, kTiles, false)>(p, plan, shared_memory,
-                                                                         rank_in_head<kExchange>());
+    constexpr int kRegisters = registers(kExchange, kTiles, false);
+    recurrence_fwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, shared_memory, rank_in_head<kExchange>());
   }
 }
 
@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(kThreads<kExchange>, 1)
     recurrence_bwd_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ Plan plan,
                           const void* weight_t) {
   XF_WHERE_THERE(kExchange) {
-    recurrence_bwd<Cell, Kind, kTiles, kExchange, registers(kExchange, kTiles, true)>(p, plan, weight_t, shared_memory,
-                                                                         rank_in_head<kExchange>());
+    constexpr int kRegisters = registers(kExchange, kTiles, true);
+    recurrence_bwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, weight_t, shared_memory,
+                                                              rank_in_head<kExchange>());
   }
 }
 

@@ -9,14 +9,10 @@ import torch
 from xlstm_fused.backends.cuda import launch
 from xlstm_fused.backends.cuda import plan as planning
 
+from .cuda_kernels import DEVICES
 from .nvcc import Sources, Struct
 
 CSRC = Path(__file__).parents[2] / "csrc"
-DEVICES = {"sm_80": planning.Device((8, 0), 108, 163 << 10), "sm_90": planning.Device((9, 0), 132, 227 << 10),
-           "sm_100": planning.Device((10, 0), 148, 227 << 10)}
-"""What the choice of a plan is told: A100, H100, B200."""
-
-
 SOURCE = """#include "cells/cells.h"
 #include "cuda/kernels.cuh"
 namespace xlstm_fused::cuda {{
@@ -69,7 +65,8 @@ class Emulator:
 def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
     """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
 
-    ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with instead of the device's.
+    ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with
+    instead of the device's.
     """
     device = DEVICES[arch]
     if shared_limit is not None:

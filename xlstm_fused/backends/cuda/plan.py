@@ -16,7 +16,7 @@ CLUSTERS = (2, 4, 8, 16)
 WARPS = {"alone": 16, "cluster": 8}
 """Most warps of a program; so many registers each thread can have."""
 REGISTERS = {("alone", 1, False): 1, ("alone", 1, True): 0, ("cluster", 1, False): 8, ("cluster", 2, False): 6,
-             ("cluster", 1, True): 6, ("cluster", 2, True): 3}
+             ("cluster", 1, True): 5, ("cluster", 2, True): 3}
 """Chunks of R in a thread's registers by exchange, tiles and pass: ``registers`` in csrc/cuda/kernels.cuh."""
 WATCHDOG = 10_000_000_000
 """Nanoseconds that a program waits for another before the kernel fails: 10 s."""
@@ -33,7 +33,7 @@ class Device(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The programs of a launch; from ``programs`` on the fields of Plan in csrc/cuda/plan.h, which has their meaning."""
+    """The programs of a launch; from ``programs`` on the fields of Plan in csrc/cuda/plan.h, where they are explained."""
 
     exchange: str
     tiles: int
