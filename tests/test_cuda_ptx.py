@@ -79,6 +79,14 @@ def test_clusters(arch, cell, D, dtype, programs, tiles, reset, K, masked, B):
     check(small(cell, D, dtype, reset, K, masked, B), arch, "cluster", programs, tiles, schedule="random", seed=3)
 
 
+@pytest.mark.parametrize("rows, N, K, reverse", (
+    (Rows.dense(2, 3, True), 1, 1, True),
+    (Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1, True),
+    (Rows.cumulative(torch.tensor([0, 2, 2, 5]), 5), 2, 2, False)), ids=("batch-first", "packed", "cu_seqlens"))
+def test_layouts_and_heads(rows, N, K, reverse):
+    check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), "sm_90", "cluster", 2)
+
+
 def test_tf32_is_as_good_as_its_digits():
     """Where the user allows it: ten bits of the factors, so errors of 1e-3 and not of 1e-6."""
     problem = small("lstm", 20, FP32)

@@ -33,7 +33,7 @@ class Device(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The programs of a launch; from ``programs`` on the fields of Plan in csrc/cuda/plan.h, where they are explained."""
+    """The programs of a launch; from ``programs`` on the fields of Plan in csrc/cuda/plan.h, which explains them."""
 
     exchange: str
     tiles: int
