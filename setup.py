@@ -5,7 +5,7 @@ pointers, so one build serves every torch version and ``pip install`` needs neit
 in the build environment. A backend that cannot be built never fails the install: the reason, in words, goes to
 ``xlstm_fused/_build.json`` and from there into the table of ``xlstm_fused.backends()``.
 
-Environment: CXX, CXXFLAGS and LDFLAGS are respected (the latter two are appended).
+Environment: CXX, CXXFLAGS and LDFLAGS are respected (the latter two are appended), and CUDACXX or CUDA_HOME for nvcc.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
 }
+# A100 and other Ampere and Ada GPUs, Hopper, Blackwell of data centres. Clusters take Hopper or later.
+CUDA_ARCHS = ("80", "90", "100")
+# The kinds of numbers of csrc/cuda/launch.h.
+CUDA_KINDS = ("bfloat16", "float16", "float32", "tf32")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 
 class Unavailable(Exception):
@@ -48,10 +53,11 @@ class Unit(NamedTuple):
     source: str
     object: str
     flags: tuple[str, ...]
+    compiler: tuple[str, ...]
 
 
 class Plan(NamedTuple):
-    """What makes one extension: its compilations and the flags of the link."""
+    """What makes one extension: the command of its link, its compilations and the flags of the link."""
 
     compiler: tuple[str, ...]
     units: list[Unit]
@@ -62,25 +68,64 @@ def cpu_plan() -> Plan:
     """The extension ``_cpu``: csrc/cpu, threaded by OpenMP where the compiler has it."""
     compiler = find_compiler()
     openmp = OPENMP if accepts(compiler, OPENMP) else ()
-    common = (*CXX_FLAGS, *openmp, "-Icsrc", "-isystem", str(pybind11_include()),
-              "-isystem", sysconfig.get_path("include"),
-              *shlex.split(os.environ.get("CXXFLAGS", "")))
+    common = (*binding_flags(), *openmp)
     isas = [isa for isa, flags in ISA_FLAGS.items() if not flags or is_x86_64(compiler) and accepts(compiler, flags)]
     have = tuple(f"-DXLSTM_FUSED_HAVE_{isa.upper()}=1" for isa in isas)
     units = []
     for source in sorted(Path("csrc/cpu").glob("*.cpp")):
         if source.as_posix() in PER_ISA:
             units += [Unit(source.as_posix(), f"cpu/{source.stem}-{isa}.o",
-                           (*common, *ISA_FLAGS[isa], f"-DXLSTM_FUSED_ISA={isa}")) for isa in isas]
+                           (*common, *ISA_FLAGS[isa], f"-DXLSTM_FUSED_ISA={isa}"), compiler) for isa in isas]
         else:
-            units.append(Unit(source.as_posix(), f"cpu/{source.stem}.o", (*common, *have)))
+            units.append(Unit(source.as_posix(), f"cpu/{source.stem}.o", (*common, *have), compiler))
     if not units:
         raise Unavailable("csrc/cpu has no sources")
     return Plan(compiler, units, (*openmp, *shlex.split(os.environ.get("LDFLAGS", ""))))
 
 
+def cuda_plan() -> Plan:
+    """The extension ``_cuda``: csrc/cuda, its kernels for the generations of GPUs in CUDA_ARCHS that nvcc knows.
+
+    The CUDA runtime is linked in, and finds the driver when it is first called: the extension loads without one.
+    """
+    if not list(Path("csrc/cuda").glob("*.cu")):
+        raise Unavailable("csrc/cuda has no sources")
+    compiler, nvcc = find_compiler(), find_nvcc()
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in listed]
+    if not archs:
+        raise Unavailable(f"{nvcc} compiles for none of the GPUs sm_{', sm_'.join(CUDA_ARCHS)}")
+    device = (*NVCC_FLAGS, "-Icsrc", *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs))
+    units = [Unit("csrc/cuda/bindings.cpp", "cuda/bindings.o",
+                  (*binding_flags(), f'-DXLSTM_FUSED_ARCHS="{" ".join(archs)}"'), compiler),
+             Unit("csrc/cuda/launch.cu", "cuda/launch.o", device, (nvcc,))]
+    units += [Unit("csrc/cuda/instances.cu", f"cuda/{name}-{kind}.o",
+                   (*device, f"-DXLSTM_FUSED_PASS={name}", f"-DXLSTM_FUSED_KIND={kind}"), (nvcc,))
+              for name in ("bwd", "fwd") for kind in CUDA_KINDS]
+    # nvcc links too: it knows where its runtime lies.
+    link = ("-cudart=static", "-forward-unknown-to-host-compiler", "-Xlinker=--exclude-libs,ALL",
+            *shlex.split(os.environ.get("LDFLAGS", "")))
+    return Plan((nvcc,), units, link)
+
+
 # Extension name -> its plan; a further backend is one line here.
-PLANS = {"cpu": cpu_plan}
+PLANS = {"cpu": cpu_plan, "cuda": cuda_plan}
+
+
+def binding_flags() -> tuple[str, ...]:
+    """What a source that may include pybind11 is compiled with."""
+    return (*CXX_FLAGS, "-Icsrc", "-isystem", str(pybind11_include()), "-isystem", sysconfig.get_path("include"),
+            *shlex.split(os.environ.get("CXXFLAGS", "")))
+
+
+def find_nvcc() -> str:
+    """Path of CUDA's compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or nvcc on PATH."""
+    home = os.environ.get("CUDA_HOME", "")
+    named = os.environ.get("CUDACXX", "") or (str(Path(home, "bin", "nvcc")) if home else "nvcc")
+    found = shutil.which(named)
+    if found is None:
+        raise Unavailable(f"{named}, the compiler of CUDA, was not found when the package was installed")
+    return found
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -151,22 +196,23 @@ def find_ninja() -> str:
 def ninja_text(plan: Plan, library: Path) -> str:
     """The ninja file that builds ``library`` by ``plan``, its paths relative to the project."""
     folder = build_folder()
-    compiler = escape(shlex.join(plan.compiler))
+    linker = escape(shlex.join(plan.compiler))
     link = escape(shlex.join((*shared_flags(), *plan.link_flags)))
     lines = [
         f"builddir = {escape_path(folder)}",
         "rule compile",
-        f"  command = {compiler} $flags -MMD -MF $out.d -c $in -o $out",
+        "  command = $compiler $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler} $in -o $out {link}",
+        f"  command = {linker} $in -o $out {link}",
     ]
     objects = []
     for unit in plan.units:
         objects.append(escape_path(folder / unit.object))
         lines += [f"build {objects[-1]}: compile {escape_path(unit.source)}",
-                  f"  flags = {escape(shlex.join(unit.flags))}"]
+                  f"  flags = {escape(shlex.join(unit.flags))}",
+                  f"  compiler = {escape(shlex.join(unit.compiler))}"]
     lines.append(f"build {escape_path(library)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

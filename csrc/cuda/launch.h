@@ -1,0 +1,43 @@
+// Launching the kernels, for code that knows nothing of CUDA.
+#pragma once
+
+#include "cuda/plan.h"
+#include "params.h"
+
+namespace xlstm_fused::cuda {
+
+// What is not the kernels' own affair in a launch.
+struct Launch {
+  Exchange exchange;
+  int tiles, warps;
+  int64_t shared_bytes;
+  int device;
+  void* stream;
+};
+
+// The kinds of numbers there are kernels for, by their names in Python and in namespace kinds of element.cuh.
+#define XLSTM_FUSED_KINDS(X) \
+  X(bfloat16)                \
+  X(float16)                 \
+  X(float32)                 \
+  X(tf32)
+
+// The kernel of a cell, by its place in cells.h; nullptr where there is none.
+using Instances = const void* (*)(int cell, int tiles, Exchange exchange);
+
+// instances.cu: the kernels of each pass and kind.
+#define XLSTM_FUSED_DECLARE(kind)                    \
+  const void* fwd_##kind(int, int, Exchange);        \
+  const void* bwd_##kind(int, int, Exchange);
+XLSTM_FUSED_KINDS(XLSTM_FUSED_DECLARE)
+#undef XLSTM_FUSED_DECLARE
+
+// Throw std::runtime_error with CUDA's words.
+void recurrence_fwd(const ForwardParams& params, const Plan& plan, const void* kernel, const Launch& launch);
+void recurrence_bwd(const BackwardParams& params, const Plan& plan, const void* weight_t, const void* kernel,
+                    const Launch& launch);
+
+// How many programs, or clusters of them, the device can run at once; 0 if not even one.
+int resident(const void* kernel, const Plan& plan, const Launch& launch);
+
+}  // namespace xlstm_fused::cuda
