@@ -34,7 +34,7 @@ help:
 	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
 	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
 	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
-	@echo "make large  - build, then run the tests that need 12 GiB of memory"
+	@echo "make large  - build, then run the tests that need 7 GiB of memory"
 	@echo "make kernels - build, compile the Triton kernels for GPUs, and print what these and the CUDA ones need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"

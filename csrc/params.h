@@ -29,7 +29,7 @@ struct ForwardParams : Problem {
   void* output;    // (P, K, N, D) storage
   void* h_n;       // (K, B, N, D) storage
   void* s_n;       // (S - 1, K, B, N, D) state
-  void* pre;       // (P, K, G, N, D) storage, may be wx, or nullptr together with states: inference
+  void* pre;       // (P, K, G, N, D) storage, may be nullptr together with states: inference
   void* states;    // (S - 1, P, K, N, D) state, may be nullptr
 };
 

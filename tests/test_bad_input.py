@@ -55,7 +55,7 @@ HIDDEN_DIMENSIONS = "For {}-D input, hx and cx should also be {}-D but got ({}-D
 NO_RESET = "reset_state: expected None without reset, got tuple"
 
 CONSTRUCTORS = [
-    (lambda: layer(cell="gru"), ValueError, CELL + "'gru'"),
+    (lambda: layer(cell="elman"), ValueError, CELL + "'elman'"),
     (lambda: layer(cell=None), ValueError, CELL + "None"),
     (lambda: layer(cell=["lstm"]), ValueError, CELL + "['lstm']"),
     (lambda: layer(backend="tpu"), ValueError, BACKEND + "'tpu'"),
@@ -80,7 +80,7 @@ CONSTRUCTORS = [
     (lambda: layer(checkpoint_every=2.0), TypeError, "checkpoint_every: expected an int or None, got float"),
     (lambda: layer(checkpoint_every=2, proj_size=2), ValueError,
      "checkpoint_every: not supported with proj_size = 2, got 2"),
-    (lambda: cell(cell="gru"), ValueError, CELL + "'gru'"),
+    (lambda: cell(cell="elman"), ValueError, CELL + "'elman'"),
     (lambda: cell(cell=["lstm"]), ValueError, CELL + "['lstm']"),
     (lambda: cell(num_heads=3), ValueError, HEADS + "3"),
     (lambda: cell(num_heads=2.0), TypeError, HEADS_TYPE + "float"),
@@ -256,7 +256,7 @@ RECURRENCE = [
      "weight_hh: expected shape (4*H, H/num_heads) = (16, 2), got (16, 4)"),
     (lambda: recurrence(WX, R, num_heads=3), ValueError, HEADS + "3"),
     (lambda: recurrence(WX, R, num_heads=2.0), TypeError, HEADS_TYPE + "float"),
-    (lambda: recurrence(WX, R, cell="gru"), ValueError, CELL + "'gru'"),
+    (lambda: recurrence(WX, R, cell="elman"), ValueError, CELL + "'elman'"),
     (lambda: recurrence(WX, R, cell=["lstm"]), ValueError, CELL + "['lstm']"),
     (lambda: recurrence(WX, R, backend="tpu"), ValueError, BACKEND + "'tpu'"),
     (lambda: recurrence(WX, R, backend="triton"), RuntimeError, REFUSAL.format("triton", "cpu")),

@@ -72,5 +72,5 @@ def test_a_sequence_does_not_depend_on_the_values_of_its_batch(backend, cell, dt
         others.requires_grad_()
         output, state = module(others)
         results.append([output[:, row], torch.autograd.grad(output[:, row].sum(), others)[0][:, row],
-                        *(part[:, row] for part in state)])
+                        *(part[:, row] for part in (state if isinstance(state, tuple) else (state,)))])
     assert all(all(map(torch.equal, each, results[0])) for each in results)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from problems import Problem
 from test_reference import through_ops
+from tolerances import assert_close
 
 from xlstm_fused import FusedxLSTM
 from xlstm_fused.backends import backends, cpu, reference
@@ -70,7 +71,8 @@ def test_a_signal_ends_a_long_call(interrupting, plan, name):
     cpu.forced_plan = None
     problem = Problem.random(dtype=torch.float32)
     again, expected = (through_ops(problem.tensors, problem, backend) for backend in ("cpu", "reference"))
-    assert all(torch.allclose(value, want, atol=1e-5) for value, want in zip(again, expected))
+    for value, want in zip(again, expected):
+        assert_close(value, want)
 
 
 @needs_cpu

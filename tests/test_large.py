@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import assert_close
 
 from xlstm_fused import recurrence
 from xlstm_fused.backends import backends, cpu
@@ -27,16 +28,16 @@ def test_a_million_steps(cell):
     error = (output - truth).flatten(1).norm(dim=1)
     tenth = T // 10
     assert error[-tenth:].square().mean().sqrt() <= 2 * error[:tenth].square().mean().sqrt()
-    assert error.square().mean().sqrt() / truth.square().mean().sqrt() <= 1e-5
+    assert_close(output, truth)
     for part, true in zip(state, true_state):
-        assert (part - true).norm() <= 1e-5 * true.norm()
+        assert_close(part, true)
 
 
-# 8 GiB for the gates alone, and in bfloat16, which halves what the rest of it needs.
+# 4 GiB for the gates alone, in bfloat16.
 LARGE = os.environ.get("XLSTM_FUSED_LARGE")
 
 
-@pytest.mark.skipif(not LARGE, reason="needs 14 GiB of memory and minutes: make large")
+@pytest.mark.skipif(not LARGE, reason="needs 7 GiB of memory and minutes: make large")
 @pytest.mark.parametrize("reverse", (False, True))
 def test_more_than_two_to_the_31_elements(reverse):
     """The last sequence of a batch whose gates have more elements than an int32 counts is as it is alone."""

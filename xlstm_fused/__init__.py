@@ -1,4 +1,4 @@
-"""Fused recurrent layers for PyTorch: LSTM and sLSTM, the whole time loop in one kernel."""
+"""Fused recurrent layers for PyTorch: LSTM, GRU and sLSTM, the whole time loop in one kernel."""
 
 from importlib.metadata import version
 

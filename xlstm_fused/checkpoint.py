@@ -13,10 +13,10 @@ Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .layer import differentiable_gradients, gates, input_gradients
 from .rows import Rows
 
 
@@ -139,13 +139,18 @@ def _directions(rows, every, weight_hh, *rest):
     return blocks, [_Direction(k, blocks, weight_hh, *rest) for k in range(weight_hh.shape[0])]
 
 
+def _gates(x, weight_ih, bias, weight_hh):
+    K, G, N, D, _ = weight_hh.shape
+    return F.linear(x, weight_ih, bias).view(-1, K, G, N, D)
+
+
 class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight_ih, bias, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, every, *options):
         *row_arguments, cell, _, backend = options
         rows = Rows.from_arguments(*row_arguments)
-        wx = gates(x, weight_ih, bias, weight_hh)
+        wx = _gates(x, weight_ih, bias, weight_hh)
         blocks, directions = _directions(rows, every, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row,
                                          h_mask, cell, backend)
         outputs, finals, kept = [], [], []
@@ -186,14 +191,18 @@ class _Layer(torch.autograd.Function):
         inputs = [other if value is None else value for value, other in zip(tensors, ctx.others)]
         x, weight_ih, bias, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, every, *options = inputs
         problem = weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask
+        wx = _gates(x, weight_ih, bias, weight_hh)
         if torch.is_grad_enabled():
-            # The gradients are to be differentiated.
-            dwx, *rest = differentiable_gradients(x, weight_ih, bias, problem, (d_output, d_h_n, d_s_n),
-                                                  Rows.from_arguments(*options[:-3]), options)
+            # The gradients are to be differentiated: by functions that can be.
+            output, _, _, pre, states = ops.registered.forward.default(wx, *problem, *options)
+            dwx, *rest = ops.registered.backward.default(*problem, pre, states, output, d_output, d_h_n, d_s_n, None,
+                                                         None, *options)
+            rest.insert(0, ops.weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask,
+                                               Rows.from_arguments(*options[:-3]), False))
         else:
-            dwx, *rest = _backward(gates(x, weight_ih, bias, weight_hh), problem, output, kept_h, kept_s, d_output,
-                                   d_h_n, d_s_n, every, options)
-        gradients = (*input_gradients(dwx, x, weight_ih, bias),
+            dwx, *rest = _backward(wx, problem, output, kept_h, kept_s, d_output, d_h_n, d_s_n, every, options)
+        dwx = dwx.flatten(1)
+        gradients = (dwx @ weight_ih, dwx.t() @ x, None if bias is None else dwx.sum(0),
                      *(None if value is None else gradient
                        for value, gradient in zip((weight_hh, h0, s0, None, reset_h, reset_s),
                                                   (*rest[:3], None, *rest[3:]))))

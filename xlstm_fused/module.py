@@ -12,8 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checkpoint, checks, onnx, ops, projection
 from .cells import CELLS
 from .dtypes import autocast_dtype, cast
-from .layer import can_run
-from .layer import layer as run_layer
 from .layout import Layout
 from .states import States, by_layer
 from .trace import Trace, layer_trace
@@ -208,14 +206,8 @@ class FusedxLSTM(nn.RNNBase):
         if self.recurrent_dropout and self.training:
             options["h_mask"] = F.dropout(x.new_ones(K, layout.rows.B, N, H // N), self.recurrent_dropout)
         if self.checkpoint_every and not trace and torch.is_grad_enabled() and ops.is_plain():
-            whole = partial(checkpoint.layer, every=self.checkpoint_every)
-        elif not trace and weight_hr is None and can_run(backend, x, weight_ih, bias, weight_hh, h0, s0, reset, reset_h,
-                                                         reset_s, options.get("h_mask")):
-            whole = run_layer
-        else:
-            whole = None
-        if whole is not None:
-            output, h_n, s_n = whole(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell, **options)
+            output, h_n, s_n = checkpoint.layer(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell,
+                                                self.checkpoint_every, **options)
             return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3).unbind(0)), None
         wx = F.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
         run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)

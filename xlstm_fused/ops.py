@@ -203,41 +203,15 @@ for _name in _SCHEMAS:
 def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, rows, reverse):
     """``dR = sum over rows of dpre h_prev^T``, (K, G, N, D, D), ``h_prev`` being the h that met R in that row."""
     P, K, G, N, D = dpre.shape
-    # Where a step's rows lie together, those of the step before are found without a copy of h.
-    is_shifted = N == 1 and rows.is_full and not rows.is_batch_first and reset is None and h_mask is None
     directions = []
     for k in range(K):
-        backwards = (k == 1) != reverse
-        if is_shifted:
-            d, h, B = dpre[:, k].reshape(P, G * D), output[:, k].reshape(P, D), rows.B
-            later, first, earlier = (d[:P - B], d[P - B:], h[B:]) if backwards else (d[B:], d[:B], h[:P - B])
-            matrix = None if rows.T == 1 and h0 is not None else transposed_product(later, earlier)
-            if h0 is not None:
-                from_initial = transposed_product(first, h0[k].reshape(B, D))
-                matrix = from_initial if matrix is None else matrix + from_initial
-            directions.append(matrix.view(G, 1, D, D))
-            continue
-        h = h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, backwards)
+        h = h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, (k == 1) != reverse)
         if N == 1:
-            directions.append(transposed_product(dpre[:, k].reshape(P, G * D), h.reshape(P, D)).view(G, 1, D, D))
+            directions.append((dpre[:, k].reshape(P, G * D).t() @ h.reshape(P, D)).view(G, 1, D, D))
         else:
             h = h.transpose(0, 1)
             directions.append(torch.stack([torch.bmm(dpre[:, k, g].permute(1, 2, 0), h) for g in range(G)]))
-    return torch.stack(directions) if K > 1 else directions[0].unsqueeze(0)
-
-
-_MANY_ROWS = 1024
-
-
-def transposed_product(wide: Tensor, narrow: Tensor) -> Tensor:
-    """``wide^T narrow``, contiguous, of two matrices with the same rows: the gradient of a weight.
-
-    Of many rows it is formed as the transpose of ``narrow^T wide``, which matrix libraries compute faster, by more than
-    the transpose takes.
-    """
-    if len(wide) < _MANY_ROWS:
-        return wide.t() @ narrow
-    return (narrow.t() @ wide).t().contiguous()
+    return torch.stack(directions)
 
 
 def h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, backwards):
@@ -289,16 +263,15 @@ def is_plain() -> bool:
         forward_ad._current_level < 0)
 
 
-def are_common(*tensors) -> bool:
-    """Whether no mode and no subclass of tensors has to know of a plain call with these."""
-    return not torch._C._len_torch_dispatch_stack() and all(
-        value is None or type(value) in (Tensor, Parameter) for value in tensors)
-
-
 def _is_unseen(*tensors) -> bool:
-    """Whether, moreover, autograd has not to know of it."""
-    return are_common(*tensors) and not (
-        torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors))
+    """Whether neither autograd nor a mode or a subclass of tensors has to know of a plain call with these."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    records = torch.is_grad_enabled()
+    for value in tensors:
+        if value is not None and (type(value) not in (Tensor, Parameter) or records and value.requires_grad):
+            return False
+    return True
 
 
 def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,

@@ -121,16 +121,13 @@ def _new(shape, dtype, rows):
     return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
 
 
-def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse,
-         in_place=False):
+def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
     sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     wx_address = _address("wx", wx, sizes.gates, sizes.storage)
     output = _new(sizes.output, sizes.storage, rows)
     h_n, s_n = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
-    saved = ()
-    if save:
-        saved = wx if in_place else _new(sizes.gates, sizes.storage, rows), _new(sizes.states, sizes.state, rows)
+    saved = (_new(sizes.gates, sizes.storage, rows), _new(sizes.states, sizes.state, rows)) if save else ()
     pre, states = (value.data_ptr() for value in saved) if save else (0, 0)
     _cpu.forward(*problem, (wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states))
     return output, h_n, s_n, *saved
@@ -144,13 +141,6 @@ def inference(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_m
 def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
     """``(output, h_n, s_n, pre, states)``."""
     return _run(True, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
-
-
-def forward_in_place(pre, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
-    """``(output, h_n, s_n, states)``; ``pre`` holds ``wx`` and receives, in every row that is read, ``pre``."""
-    output, h_n, s_n, _, states = _run(True, pre, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask,
-                                       rows, cell, reverse, in_place=True)
-    return output, h_n, s_n, states
 
 
 def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
