@@ -149,7 +149,7 @@ template <class Cell, class Kind, int kTiles, Exchange kExchange, int kRegisters
 __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Plan& plan, const void* weight_t,
                                                char* shared, int rank) {
   constexpr int G = Cell::G, S = Cell::S;
-  static_assert(!Cell::kReadsH, "a cell that reads h needs its value before each step here");
+  constexpr int kFirstState = Cell::kReadsH ? 0 : 1;  // h is read, and has a gradient of its own, only where it must
   using Storage = typename Element<Kind>::Storage;
   using Here = Place<Kind, kTiles>;
   constexpr int kItems = Here::kItems;
@@ -177,6 +177,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
   float pre[kItems][G], before[kItems][S], after[kItems][S], d_out[kItems];
   const auto load_after = [&](int i, int32_t from) {
     const int64_t at = place.in_row(from);
+    if constexpr (Cell::kReadsH) after[i][0] = load_or_zero<Storage>(p.output, at);
 #pragma unroll
     for (int j = 1; j < S; ++j) after[i][j] = load_or_zero<float>(p.states, at + (j - 1) * place.row_plane());
   };
@@ -190,6 +191,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
     const void* source = first ? p.s0 : p.states;
     const int64_t at = first ? place.in_sequence(i) : place.in_row(previous);
     const int64_t plane = first ? place.sequence_plane() : place.row_plane();
+    if constexpr (Cell::kReadsH) before[i][0] = load_or_zero<Storage>(first ? p.h0 : p.output, at);
 #pragma unroll
     for (int j = 1; j < S; ++j) before[i][j] = load_or_zero<float>(source, at + (j - 1) * plane);
   };
@@ -228,6 +230,11 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
         }
         float s[S], next[S], dnext[S], ds_before[S];
         s[0] = next[0] = 0.0f;
+        if constexpr (Cell::kReadsH) {
+          s[0] = before[i][0];
+          if (cut[i] >= 0) s[0] = load_or_zero<Storage>(p.reset_h, place.in_reset(i, cut[i]));
+          next[0] = after[i][0];
+        }
         dnext[0] = dh[i] + d_out[i];
         const int64_t at = place.in_row(row[i]);
 #pragma unroll
@@ -240,6 +247,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
           dnext[j] = ds[i][j] + load_or_zero<float>(p.d_states, at + (j - 1) * place.row_plane());
         }
         Cell::backward(pre[i], s, next, dnext, dpre, ds_before);
+        if constexpr (Cell::kReadsH) ds[i][0] = ds_before[0];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const int64_t gate = place.gate_in_row(row[i], g, G);
@@ -291,7 +299,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
       if (step - 1 == length - 1) load_after(i, row_1[i]);
       else if (step < length) {
 #pragma unroll
-        for (int j = 1; j < S; ++j) after[i][j] = before[i][j];
+        for (int j = kFirstState; j < S; ++j) after[i][j] = before[i][j];
       }
       load_step(i, step - 1, row_1[i], row_2[i]);
     }
@@ -305,6 +313,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
         float& d = dh[i + e];
         d = e ? total.y : total.x;
         if (p.h_mask) d *= load_or_zero<Storage>(p.h_mask, place.in_sequence(i + e));
+        if constexpr (Cell::kReadsH) d += ds[i + e][0];
         if (cut[i + e] < 0) continue;
         if (p.dreset_h && p.reset_per_row) store<Storage>(p.dreset_h, place.in_row(cut[i + e]), d);
         reset_dh[i + e] += d;

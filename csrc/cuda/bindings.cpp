@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/cells.h"
+#include "cells/cells.h"
 #include "cuda/launch.h"
 #include "fields.h"
 
@@ -26,7 +26,7 @@ const void* find_kernel(const std::string& cell, const std::string& kind, bool b
 #define XLSTM_FUSED_FIND(name, Cell) \
   if (cell == #name) found = index;  \
   ++index;
-  XLSTM_FUSED_CUDA_CELLS(XLSTM_FUSED_FIND)
+  XLSTM_FUSED_CELLS(XLSTM_FUSED_FIND)
 #undef XLSTM_FUSED_FIND
   const void* kernel = find_instances(kind, backward)(found, launch.tiles, launch.exchange);
   if (!kernel) throw std::invalid_argument("there is no kernel for cell '" + cell + "' with this plan");
@@ -82,7 +82,7 @@ int resident_programs(const std::string& cell, const std::string& kind, bool bac
 py::list cells() {
   py::list names;
 #define XLSTM_FUSED_NAME(cell, Cell) names.append(#cell);
-  XLSTM_FUSED_CUDA_CELLS(XLSTM_FUSED_NAME)
+  XLSTM_FUSED_CELLS(XLSTM_FUSED_NAME)
 #undef XLSTM_FUSED_NAME
   return names;
 }

@@ -1,6 +1,6 @@
 // The kernels of one pass and one kind of number, for all cells. Compiled once for each pass and kind, which
 // XLSTM_FUSED_PASS and XLSTM_FUSED_KIND name, so that they compile side by side.
-#include "cuda/cells.h"
+#include "cells/cells.h"
 #include "cuda/kernels.cuh"
 #include "cuda/launch.h"
 
@@ -30,7 +30,7 @@ const void* XLSTM_FUSED_JOIN(XLSTM_FUSED_JOIN(XLSTM_FUSED_PASS, _), XLSTM_FUSED_
   int index = 0;
 #define XLSTM_FUSED_FIND(name, Cell) \
   if (cell == index++) return instance<Cell>(tiles, exchange);
-  XLSTM_FUSED_CUDA_CELLS(XLSTM_FUSED_FIND)
+  XLSTM_FUSED_CELLS(XLSTM_FUSED_FIND)
 #undef XLSTM_FUSED_FIND
   return nullptr;
 }

@@ -22,7 +22,7 @@ struct Launch {
   X(float32)                 \
   X(tf32)
 
-// The kernel of a cell, by its place in cells.h; nullptr where there is none.
+// The kernel of a cell, by its place in cells/cells.h; nullptr where there is none.
 using Instances = const void* (*)(int cell, int tiles, Exchange exchange);
 
 // instances.cu: the kernels of each pass and kind.
