@@ -69,7 +69,7 @@ def test_what_no_cluster_can_hold_is_refused():
 
 def test_the_kernels_have_the_registers_that_the_plan_counts_on():
     text = re.sub(r"\s+", " ", (CSRC / "kernels.cuh").read_text())
-    alone, cluster = re.search(r"kAlone\) return (backward \? \d+ : \d+); return (.*?); }", text).groups()
+    alone, cluster = re.search(r"alone\) return (backward \? \d+ : \d+); return (.*?); }", text).groups()
     for (exchange, tiles, backward), count in planning.REGISTERS.items():
         source = alone if exchange == "alone" else cluster
         branches = dict(zip((True, False), re.match(r"backward \? (.+) : (.+)", source).groups() if exchange == "alone"

@@ -20,7 +20,7 @@ class PartialExchange {
  public:
   __device__ __forceinline__ PartialExchange(char* shared, const Plan& plan, int rank)
       : plan_(plan), rank_(rank), buffers_(shared + plan.partials), barriers_(shared_address(shared)) {
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       if (threadIdx.x == 0) {
         barrier_init(barriers_, blockDim.x / 32);
         barrier_init(barriers_ + 8, blockDim.x / 32);
@@ -34,7 +34,7 @@ class PartialExchange {
   __device__ __forceinline__ void send(int turn, int split, int tile, int unit, int q, float2 value) const {
     const int owner = unit / plan_.units;
     float* const mine = place(turn, rank_ * plan_.splits + split, tile, unit - owner * plan_.units) + 2 * q;
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       if (owner != rank_) {
         const uint32_t barrier = barriers_ + 8 * uint32_t(turn & 1);
         push(peer_address(shared_address(mine), owner), value, peer_address(barrier, owner));
@@ -46,7 +46,7 @@ class PartialExchange {
 
   // By each warp, once per turn, after all it sends.
   __device__ __forceinline__ void arrive(int turn) const {
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       __syncwarp();
       if (threadIdx.x % 32 != 0) return;
       const uint32_t barrier = barriers_ + 8 * uint32_t(turn & 1);
@@ -57,7 +57,7 @@ class PartialExchange {
   }
 
   __device__ __forceinline__ void wait(int turn) const {
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       barrier_wait(barriers_ + 8 * uint32_t(turn & 1), uint32_t(turn >> 1) & 1, plan_.watchdog);
     } else {
       __syncthreads();
@@ -76,13 +76,13 @@ class PartialExchange {
   }
 
   __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::kCluster) cluster_barrier();
+    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
   }
 
  private:
   __device__ __forceinline__ float* place(int turn, int source, int tile, int unit) const {
     // Alone, one is enough: a second barrier of the program lies between its last reader and its next writer.
-    const int buffer = kExchange == Exchange::kAlone ? 0 : (turn & 1) * plan_.programs * plan_.splits;
+    const int buffer = kExchange == Exchange::alone ? 0 : (turn & 1) * plan_.programs * plan_.splits;
     return reinterpret_cast<float*>(buffers_) + (((buffer + source) * kTiles + tile) * plan_.units + unit) * kTile;
   }
 

@@ -13,10 +13,12 @@ using namespace xlstm_fused::cuda;
 
 namespace {
 
-Instances find_instances(const std::string& kind, bool backward) {
-#define XLSTM_FUSED_FIND(name) \
-  if (kind == #name) return backward ? &bwd_##name : &fwd_##name;
-  XLSTM_FUSED_KINDS(XLSTM_FUSED_FIND)
+Instances find_instances(const std::string& kind, Exchange exchange, bool backward) {
+#define XLSTM_FUSED_FIND(name, way)                    \
+  if (kind == #name && exchange == Exchange::way) {    \
+    return backward ? &bwd_##name##_##way : &fwd_##name##_##way; \
+  }
+  XLSTM_FUSED_INSTANCES(XLSTM_FUSED_FIND)
 #undef XLSTM_FUSED_FIND
   throw std::invalid_argument("kind: there is no kernel for '" + kind + "'");
 }
@@ -28,7 +30,7 @@ const void* find_kernel(const std::string& cell, const std::string& kind, bool b
   ++index;
   XLSTM_FUSED_CELLS(XLSTM_FUSED_FIND)
 #undef XLSTM_FUSED_FIND
-  const void* kernel = find_instances(kind, backward)(found, launch.tiles, launch.exchange);
+  const void* kernel = find_instances(kind, launch.exchange, backward)(found, launch.tiles);
   if (!kernel) throw std::invalid_argument("there is no kernel for cell '" + cell + "' with this plan");
   return kernel;
 }
@@ -38,7 +40,7 @@ Launch launch_of(const py::tuple& shape, int device, uintptr_t stream) {
   if (shape.size() != 4) throw std::invalid_argument("shape: expected 4 fields");
   const auto exchange = shape[0].cast<std::string>();
   if (exchange != "alone" && exchange != "cluster") throw std::invalid_argument("exchange: unknown: " + exchange);
-  return {exchange == "cluster" ? Exchange::kCluster : Exchange::kAlone, shape[1].cast<int>(), shape[2].cast<int>(),
+  return {exchange == "cluster" ? Exchange::cluster : Exchange::alone, shape[1].cast<int>(), shape[2].cast<int>(),
           shape[3].cast<int64_t>(), device, reinterpret_cast<void*>(stream)};
 }
 

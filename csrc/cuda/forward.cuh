@@ -22,7 +22,7 @@ class HiddenExchange {
     // Padding of the inner dimension stays zero for good.
     const int words = 2 * kTiles * kTile * plan.row_bytes / 4;
     for (int i = threadIdx.x; i < words; i += blockDim.x) reinterpret_cast<uint32_t*>(buffers_)[i] = 0;
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       if (threadIdx.x == 0) {
         barrier_init(barriers_, blockDim.x / 32);
         barrier_init(barriers_ + 8, blockDim.x / 32);
@@ -47,7 +47,7 @@ class HiddenExchange {
 
   // After all lanes of the warp have written: h is complete at `step` once all warps of all programs have sent it.
   __device__ __forceinline__ void send(int64_t step) const {
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       __syncwarp();
       const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
       const uint32_t barrier = barriers_ + 8 * uint32_t(step & 1);
@@ -69,7 +69,7 @@ class HiddenExchange {
   }
 
   __device__ __forceinline__ void wait(int64_t step) const {
-    if constexpr (kExchange == Exchange::kCluster) {
+    if constexpr (kExchange == Exchange::cluster) {
       barrier_wait(barriers_ + 8 * uint32_t(step & 1), uint32_t(step >> 1) & 1, plan_.watchdog);
     } else {
       __syncthreads();
@@ -78,7 +78,7 @@ class HiddenExchange {
 
   // No program may leave while others still store to its shared memory.
   __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::kCluster) cluster_barrier();
+    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
   }
 
  private:
@@ -139,7 +139,7 @@ __device__ __forceinline__ void recurrence_fwd(const ForwardParams& p, const Pla
     load_wx(i, 0, row[i]);
     exchange.write(0, place.column(i), place.unit, state[i][0] * mask[i]);
   }
-  exchange.send(0);
+  if (steps > 0) exchange.send(0);
 
 #pragma unroll 1
   for (int64_t step = 0; step < steps; ++step) {

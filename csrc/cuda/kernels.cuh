@@ -11,47 +11,34 @@ extern __shared__ __align__(128) char shared_memory[];
 // A program alone has up to 16 warps of 128 registers each, so less of R is in registers; one in a cluster has up to 8,
 // of 255. plan.py knows both numbers.
 template <Exchange kExchange>
-constexpr int kThreads = kExchange == Exchange::kAlone ? 512 : 256;
+constexpr int kThreads = kExchange == Exchange::alone ? 512 : 256;
 
 // Chunks of R in a thread's registers: as many as leave the rest of the kernel its own.
 constexpr XF_HD int registers(Exchange exchange, int tiles, bool backward) {
-  if (exchange == Exchange::kAlone) return backward ? 0 : 1;
+  if (exchange == Exchange::alone) return backward ? 0 : 1;
   return backward ? (tiles == 1 ? 5 : 3) : (tiles == 1 ? 8 : 6);
 }
 
 template <Exchange kExchange>
 __device__ __forceinline__ int rank_in_head() {
-  if constexpr (kExchange == Exchange::kCluster) return cluster_rank();
+  if constexpr (kExchange == Exchange::cluster) return cluster_rank();
   return 0;
 }
-
-// Before Hopper there are no clusters, and this kernel is empty.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define XF_WHERE_THERE(exchange) if constexpr (exchange != Exchange::kCluster)
-#else
-#define XF_WHERE_THERE(exchange)
-#endif
 
 template <class Cell, class Kind, int kTiles, Exchange kExchange>
 __global__ void __launch_bounds__(kThreads<kExchange>, 1)
     recurrence_fwd_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Plan plan) {
-  XF_WHERE_THERE(kExchange) {
-    constexpr int kRegisters = registers(kExchange, kTiles, false);
-    recurrence_fwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, shared_memory, rank_in_head<kExchange>());
-  }
+  constexpr int kRegisters = registers(kExchange, kTiles, false);
+  recurrence_fwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, shared_memory, rank_in_head<kExchange>());
 }
 
 template <class Cell, class Kind, int kTiles, Exchange kExchange>
 __global__ void __launch_bounds__(kThreads<kExchange>, 1)
     recurrence_bwd_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ Plan plan,
                           const void* weight_t) {
-  XF_WHERE_THERE(kExchange) {
-    constexpr int kRegisters = registers(kExchange, kTiles, true);
-    recurrence_bwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, weight_t, shared_memory,
-                                                              rank_in_head<kExchange>());
-  }
+  constexpr int kRegisters = registers(kExchange, kTiles, true);
+  recurrence_bwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, weight_t, shared_memory,
+                                                            rank_in_head<kExchange>());
 }
-
-#undef XF_WHERE_THERE
 
 }  // namespace xlstm_fused::cuda

@@ -29,7 +29,7 @@ class Configuration {
     config_.blockDim = dim3(launch.warps * 32);
     config_.dynamicSmemBytes = size_t(launch.shared_bytes);
     config_.stream = static_cast<cudaStream_t>(launch.stream);
-    if (launch.exchange == Exchange::kCluster) {
+    if (launch.exchange == Exchange::cluster) {
       attribute_.id = cudaLaunchAttributeClusterDimension;
       attribute_.val.clusterDim.x = unsigned(plan.programs);
       attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
@@ -71,7 +71,7 @@ void recurrence_bwd(const BackwardParams& params, const Plan& plan, const void* 
 int resident(const void* kernel, const Plan& plan, const Launch& launch) {
   const Configuration configuration(kernel, dim3(unsigned(plan.programs)), plan, launch);
   int count = 0;
-  if (launch.exchange == Exchange::kCluster) {
+  if (launch.exchange == Exchange::cluster) {
     check(cudaOccupancyMaxActiveClusters(&count, kernel, configuration.get()), "clusters that fit");
   } else {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, launch.warps * 32,

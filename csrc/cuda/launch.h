@@ -16,20 +16,24 @@ struct Launch {
 };
 
 // The kinds of numbers there are kernels for, by their names in Python and in namespace kinds of element.cuh.
-#define XLSTM_FUSED_KINDS(X) \
-  X(bfloat16)                \
-  X(float16)                 \
-  X(float32)                 \
-  X(tf32)
+#define XLSTM_FUSED_KINDS(X, exchange) \
+  X(bfloat16, exchange)                \
+  X(float16, exchange)                 \
+  X(float32, exchange)                 \
+  X(tf32, exchange)
+
+#define XLSTM_FUSED_INSTANCES(X) \
+  XLSTM_FUSED_KINDS(X, alone)    \
+  XLSTM_FUSED_KINDS(X, cluster)
 
 // The kernel of a cell, by its place in cells/cells.h; nullptr where there is none.
-using Instances = const void* (*)(int cell, int tiles, Exchange exchange);
+using Instances = const void* (*)(int cell, int tiles);
 
-// instances.cu: the kernels of each pass and kind.
-#define XLSTM_FUSED_DECLARE(kind)                    \
-  const void* fwd_##kind(int, int, Exchange);        \
-  const void* bwd_##kind(int, int, Exchange);
-XLSTM_FUSED_KINDS(XLSTM_FUSED_DECLARE)
+// instances.cu: the kernels of each pass, kind and exchange.
+#define XLSTM_FUSED_DECLARE(kind, exchange)         \
+  const void* fwd_##kind##_##exchange(int, int);    \
+  const void* bwd_##kind##_##exchange(int, int);
+XLSTM_FUSED_INSTANCES(XLSTM_FUSED_DECLARE)
 #undef XLSTM_FUSED_DECLARE
 
 // Throw std::runtime_error with CUDA's words.

@@ -5,8 +5,8 @@
 
 namespace xlstm_fused::cuda {
 
-// How the programs that share a head pass on what each of them computed in a step.
-enum class Exchange { kAlone, kCluster };
+// How the programs that share a head pass on what each of them computed in a step; the names are those of plan.py.
+enum class Exchange { alone, cluster };
 
 // A chunk is 64 bytes along the inner dimension of the product: what four lanes load, 16 bytes each.
 constexpr int kChunkBytes = 64;

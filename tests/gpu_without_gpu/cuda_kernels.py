@@ -64,9 +64,7 @@ def parse(text):
             instance = Instance(arch, cell.lower(), KINDS[kind], name == "bwd", ("alone", "cluster")[int(exchange)],
                                 int(tiles))
         elif instance and (match := re.search(r"REG:(\d+) STACK:(\d+)", line)):
-            # Before Hopper the kernels for clusters are empty.
-            if instance.exchange == "alone" or instance.arch != "sm_80":
-                found[instance] = Needs(*map(int, match.groups()))
+            found[instance] = Needs(*map(int, match.groups()))
             instance = None
     return found
 

@@ -13,10 +13,12 @@ from .cuda_kernels import DEVICES
 from .nvcc import Sources, Struct
 
 CSRC = Path(__file__).parents[2] / "csrc"
+ARCHS = {"alone": "sm_80", "cluster": "sm_90"}
+"""The GPU whose PTX all code of an exchange is made of: the first in CUDA_ARCHS of setup.py."""
 SOURCE = """#include "cells/cells.h"
 #include "cuda/kernels.cuh"
 namespace xlstm_fused::cuda {{
-template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::k{exchange}>(
+template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::{exchange}>(
     const __grid_constant__ {params}, const __grid_constant__ Plan{more});
 }}
 """
@@ -24,11 +26,11 @@ template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}
 
 
 @functools.cache
-def sources(arch, backward, cell, kind, tiles, exchange, csrc=CSRC):
+def sources(backward, cell, kind, tiles, exchange, csrc=CSRC):
     name, params, more = ("bwd", "BackwardParams", ", const void*") if backward else ("fwd", "ForwardParams", "")
-    text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange.capitalize(),
+    text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange,
                          params=params, more=more)
-    return Sources(text, arch, include=[csrc])
+    return Sources(text, ARCHS[exchange], include=[csrc])
 
 
 def _value(each):
@@ -44,8 +46,8 @@ def _value(each):
 class Emulator:
     """Takes the place of ``launch.call``."""
 
-    def __init__(self, arch, schedule, seed, csrc):
-        self.arch, self.schedule, self.seed, self.csrc = arch, schedule, seed, csrc
+    def __init__(self, schedule, seed, csrc):
+        self.schedule, self.seed, self.csrc = schedule, seed, csrc
         self.launches = []
 
     def __call__(self, backward, cell, kind, plan, device, problem, arrays, weight_t=None):
@@ -54,7 +56,7 @@ class Emulator:
         B, K, N = problem[1], problem[8], problem[9]
         grid = (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
         rest = [_value(weight_t)] if backward else []
-        compiled = sources(self.arch, backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
+        compiled = sources(backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
         compiled.kernel().launch(
             grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, cluster=plan.programs,
             schedule=self.schedule, seed=self.seed)
@@ -62,13 +64,13 @@ class Emulator:
 
 
 @contextlib.contextmanager
-def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
+def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
     """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
 
     ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with
     instead of the device's.
     """
-    device = DEVICES[arch]
+    device = DEVICES[ARCHS[exchange]]
     if shared_limit is not None:
         device = device._replace(shared_limit=shared_limit)
     before = launch.call, launch.forced_plan
@@ -77,7 +79,7 @@ def emulated(arch, exchange="alone", programs=1, tiles=1, schedule=None, seed=1,
         return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)
 
     try:
-        launch.call, launch.forced_plan = Emulator(arch, schedule, seed, csrc), plan
+        launch.call, launch.forced_plan = Emulator(schedule, seed, csrc), plan
         yield launch.call
     finally:
         launch.call, launch.forced_plan = before

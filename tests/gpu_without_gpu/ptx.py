@@ -69,10 +69,10 @@ class Kernel:
                max_issue=20_000_000):
         """Run the kernel; returns how many instructions its warps issued.
 
-        ``args`` are numpy arrays or Sparse ones (written back), ints, floats, Structs, bytes, or None for a null pointer. ``cluster``
-        is its size in blocks, one number or three. ``coop``: all blocks are resident at once, else one cluster after
-        the other. ``schedule``: a Schedule, or the name of one with this ``seed``. ``races`` checks that accesses to
-        the same memory are ordered.
+        ``args`` are numpy arrays or Sparse ones (written back), ints, floats, Structs, bytes, or None for a null
+        pointer. ``cluster`` is its size in blocks, one number or three. ``coop``: all blocks are resident at once, else
+        one cluster after the other. ``schedule``: a Schedule, or the name of one with this ``seed``. ``races`` checks
+        that accesses to the same memory are ordered.
         """
         grid, block, cluster = (_three(n) for n in (grid, block, cluster))
         if any(g % c for g, c in zip(grid, cluster)):
@@ -106,7 +106,7 @@ class Kernel:
             machine.make_memory(end + resident * stride, [
                 *((at, at + n) for at, _, n in self.initial), (self.param_base, self.param_base + self.param_size),
                 *((at, at + a.nbytes) for a, at in places.values()), *((base, base + shared) for base in bases)], far)
-            for at, data, n in self.initial:
+            for at, data, _ in self.initial:
                 data = module.get(at, data)
                 machine.arena[at : at + len(data)] = np.frombuffer(data, U8)
             machine.arena[self.param_base : self.param_base + self.param_size] = parameters

@@ -287,7 +287,7 @@ class Asynchronous:
 
     def copy_arrive(self, w, q, a, noinc):
         places = list(self._bars(w, q, a))
-        for lane, cta, offset in places:
+        for _, cta, offset in places:
             bar = self._bar(cta, offset, w.clock_)
             if not noinc:
                 bar.pending += 1
