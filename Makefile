@@ -18,8 +18,8 @@ runtime = $(realpath $(shell $(CXX) -print-file-name=lib$(1).so))
 TRITON_3_6 = .venv/triton-3.6
 SANITIZER = compute-sanitizer --error-exitcode 1
 # Small problems of every kind; the sanitizer makes kernels a hundred times slower.
-SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py \
-	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
+SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py tests/test_cuda.py \
+	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit or values_and_gradients"
 
 .PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu fuzz soak \
 	large kernels info clean
@@ -31,11 +31,11 @@ help:
 	@echo "make lint   - build, then run ruff, cppcheck and the compiler with warnings as errors"
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
 	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
-	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
+	@echo "make sanitize-gpu - build, then run the kernels on a GPU under compute-sanitizer"
 	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
 	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
 	@echo "make large  - build, then run the tests that need 7 GiB of memory"
-	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
+	@echo "make kernels - build, compile the Triton kernels for GPUs, and print what these and the CUDA ones need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
 
@@ -62,7 +62,7 @@ lint: $(INSTALLED)
 	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
 	    --suppress=missingIncludeSystem -Icsrc -DXLSTM_FUSED_ISA=portable csrc
 	CXXFLAGS="-O0 -Wall -Wextra -Werror" $(BIN)/python setup.py -q build_ext --build-lib build/warnings
-	! grep -q compile build/warnings/xlstm_fused/_build.json
+	! grep -q "did not compile" build/warnings/xlstm_fused/_build.json
 
 sanitize: sanitize-address sanitize-thread
 
@@ -93,6 +93,7 @@ test-triton-3.6: .venv/installed-triton-3.6
 sanitize-gpu: $(INSTALLED)
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(BIN)/python -m pytest $(SANITIZED_GPU)
 	$(SANITIZER) --tool racecheck $(BIN)/python -m pytest $(SANITIZED_GPU)
+	$(SANITIZER) --tool synccheck $(BIN)/python -m pytest $(SANITIZED_GPU)
 
 DRAWS ?= 50000
 fuzz: $(INSTALLED)
@@ -106,6 +107,7 @@ large: $(INSTALLED)
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py
+	$(BIN)/python tests/gpu_without_gpu/cuda_kernels.py
 
 info: $(INSTALLED)
 	$(BIN)/python -m xlstm_fused info

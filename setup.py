@@ -5,7 +5,7 @@ pointers, so one build serves every torch version and ``pip install`` needs neit
 in the build environment. A backend that cannot be built never fails the install: the reason, in words, goes to
 ``xlstm_fused/_build.json`` and from there into the table of ``xlstm_fused.backends()``.
 
-Environment: CXX, CXXFLAGS and LDFLAGS are respected (the latter two are appended).
+Environment: CXX, CXXFLAGS and LDFLAGS are respected (the latter two are appended), and CUDACXX or CUDA_HOME for nvcc.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
 }
+# The GPUs that each exchange of csrc/cuda/plan.h is compiled for: Ampere and Ada, Hopper, Blackwell of data centres.
+# The PTX is that of the first of them, which saves much of the compiler's work for the others.
+CUDA_ARCHS = {"alone": ("80", "90", "100"), "cluster": ("90", "100")}
+# The kinds of numbers of csrc/cuda/launch.h.
+CUDA_KINDS = ("bfloat16", "float16", "float32", "tf32")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 
 class Unavailable(Exception):
@@ -43,15 +49,16 @@ class Unavailable(Exception):
 
 
 class Unit(NamedTuple):
-    """One compilation: ``source`` (relative to the project) to ``object`` (relative to the build folder)."""
+    """One compilation: ``source`` to ``object``, both relative to the project."""
 
     source: str
-    object: str
+    object: Path
     flags: tuple[str, ...]
+    compiler: tuple[str, ...]
 
 
 class Plan(NamedTuple):
-    """What makes one extension: its compilations and the flags of the link."""
+    """What makes one extension: the command of its link, its compilations and the flags of the link."""
 
     compiler: tuple[str, ...]
     units: list[Unit]
@@ -62,25 +69,71 @@ def cpu_plan() -> Plan:
     """The extension ``_cpu``: csrc/cpu, threaded by OpenMP where the compiler has it."""
     compiler = find_compiler()
     openmp = OPENMP if accepts(compiler, OPENMP) else ()
-    common = (*CXX_FLAGS, *openmp, "-Icsrc", "-isystem", str(pybind11_include()),
-              "-isystem", sysconfig.get_path("include"),
-              *shlex.split(os.environ.get("CXXFLAGS", "")))
+    common = (*binding_flags(), *openmp)
     isas = [isa for isa, flags in ISA_FLAGS.items() if not flags or is_x86_64(compiler) and accepts(compiler, flags)]
     have = tuple(f"-DXLSTM_FUSED_HAVE_{isa.upper()}=1" for isa in isas)
     units = []
     for source in sorted(Path("csrc/cpu").glob("*.cpp")):
         if source.as_posix() in PER_ISA:
-            units += [Unit(source.as_posix(), f"cpu/{source.stem}-{isa}.o",
-                           (*common, *ISA_FLAGS[isa], f"-DXLSTM_FUSED_ISA={isa}")) for isa in isas]
+            units += [Unit(source.as_posix(), variant_folder() / f"cpu/{source.stem}-{isa}.o",
+                           (*common, *ISA_FLAGS[isa], f"-DXLSTM_FUSED_ISA={isa}"), compiler) for isa in isas]
         else:
-            units.append(Unit(source.as_posix(), f"cpu/{source.stem}.o", (*common, *have)))
+            units.append(Unit(source.as_posix(), variant_folder() / f"cpu/{source.stem}.o", (*common, *have), compiler))
     if not units:
         raise Unavailable("csrc/cpu has no sources")
     return Plan(compiler, units, (*openmp, *shlex.split(os.environ.get("LDFLAGS", ""))))
 
 
+def cuda_plan() -> Plan:
+    """The extension ``_cuda``: csrc/cuda, its kernels for the GPUs in CUDA_ARCHS that nvcc knows.
+
+    The CUDA runtime is linked in, and finds the driver when it is first called: the extension loads without one.
+    """
+    if not list(Path("csrc/cuda").glob("*.cu")):
+        raise Unavailable("csrc/cuda has no sources")
+    compiler, nvcc = find_compiler(), find_nvcc()
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    archs = {exchange: [arch for arch in names if f"sm_{arch}" in listed] for exchange, names in CUDA_ARCHS.items()}
+    if not all(archs.values()):
+        raise Unavailable(f"{nvcc} compiles for none of the GPUs sm_{', sm_'.join(CUDA_ARCHS['cluster'])}")
+    device = (*NVCC_FLAGS, "-Icsrc")
+    # nvcc is given no CXXFLAGS: whatever they are, its objects are the same.
+    units = [Unit("csrc/cuda/bindings.cpp", variant_folder() / "cuda/bindings.o",
+                  (*binding_flags(), f'-DXLSTM_FUSED_ARCHS="{" ".join(archs["alone"])}"'), compiler),
+             Unit("csrc/cuda/launch.cu", build_folder() / "cuda/launch.o", device, (nvcc,))]
+    units += [Unit("csrc/cuda/instances.cu", build_folder() / f"cuda/{name}-{kind}-{exchange}.o",
+                   (*device, *gencode(archs[exchange]), f"-DXLSTM_FUSED_PASS={name}", f"-DXLSTM_FUSED_KIND={kind}",
+                    f"-DXLSTM_FUSED_EXCHANGE={exchange}"), (nvcc,))
+              for exchange in reversed(CUDA_ARCHS) for name in ("bwd", "fwd") for kind in CUDA_KINDS]
+    # nvcc links too: it knows where its runtime lies.
+    link = ("-cudart=static", "-forward-unknown-to-host-compiler", "-Xlinker=--exclude-libs,ALL",
+            *shlex.split(os.environ.get("LDFLAGS", "")))
+    return Plan((nvcc,), units, link)
+
+
+def gencode(archs: list[str]) -> list[str]:
+    """nvcc's flags for code of each of ``archs`` from PTX of the first."""
+    return [f"-gencode=arch=compute_{archs[0]},code=[{','.join(f'sm_{arch}' for arch in archs)}]"]
+
+
 # Extension name -> its plan; a further backend is one line here.
-PLANS = {"cpu": cpu_plan}
+PLANS = {"cpu": cpu_plan, "cuda": cuda_plan}
+
+
+def binding_flags() -> tuple[str, ...]:
+    """What a source that may include pybind11 is compiled with."""
+    return (*CXX_FLAGS, "-Icsrc", "-isystem", str(pybind11_include()), "-isystem", sysconfig.get_path("include"),
+            *shlex.split(os.environ.get("CXXFLAGS", "")))
+
+
+def find_nvcc() -> str:
+    """Path of CUDA's compiler: $CUDACXX, $CUDA_HOME/bin/nvcc, or nvcc on PATH."""
+    home = os.environ.get("CUDA_HOME", "")
+    named = os.environ.get("CUDACXX", "") or (str(Path(home, "bin", "nvcc")) if home else "nvcc")
+    found = shutil.which(named)
+    if found is None:
+        raise Unavailable(f"{named}, the compiler of CUDA, was not found when the package was installed")
+    return found
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -115,10 +168,14 @@ def shared_flags() -> tuple[str, ...]:
 
 
 def build_folder() -> Path:
-    """Where objects are kept between builds; one folder for each platform, Python, and compiler and flags if chosen."""
+    """Where objects are kept between builds, by platform and Python."""
+    return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+
+
+def variant_folder() -> Path:
+    """The build folder, or where a compiler or flags are chosen, a folder in it for what depends on them."""
     chosen = "\n".join(os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS"))
-    suffix = f"-{zlib.crc32(chosen.encode()):08x}" if chosen.strip() else ""
-    return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}{suffix}")
+    return build_folder() / f"{zlib.crc32(chosen.encode()):08x}" if chosen.strip() else build_folder()
 
 
 def pybind11_include() -> Path:
@@ -150,23 +207,23 @@ def find_ninja() -> str:
 
 def ninja_text(plan: Plan, library: Path) -> str:
     """The ninja file that builds ``library`` by ``plan``, its paths relative to the project."""
-    folder = build_folder()
-    compiler = escape(shlex.join(plan.compiler))
+    linker = escape(shlex.join(plan.compiler))
     link = escape(shlex.join((*shared_flags(), *plan.link_flags)))
     lines = [
-        f"builddir = {escape_path(folder)}",
+        f"builddir = {escape_path(build_folder())}",
         "rule compile",
-        f"  command = {compiler} $flags -MMD -MF $out.d -c $in -o $out",
+        "  command = $compiler $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler} $in -o $out {link}",
+        f"  command = {linker} $in -o $out {link}",
     ]
     objects = []
     for unit in plan.units:
-        objects.append(escape_path(folder / unit.object))
+        objects.append(escape_path(unit.object))
         lines += [f"build {objects[-1]}: compile {escape_path(unit.source)}",
-                  f"  flags = {escape(shlex.join(unit.flags))}"]
+                  f"  flags = {escape(shlex.join(unit.flags))}",
+                  f"  compiler = {escape(shlex.join(unit.compiler))}"]
     lines.append(f"build {escape_path(library)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
@@ -181,7 +238,7 @@ def escape_path(path: str | Path) -> str:
 
 def run_ninja(name: str, plan: Plan, library: Path) -> None:
     """Build ``library``; what ninja and the compiler say is shown, and kept in the build folder."""
-    folder = build_folder()
+    folder = variant_folder()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.ninja"
     file.write_text(ninja_text(plan, library))
@@ -217,7 +274,7 @@ class NinjaBuildExt(build_ext):
         name = backend_name(ext)
         target = Path(self.get_ext_fullpath(ext.name))
         try:
-            built = build_folder() / target.name
+            built = variant_folder() / target.name
             run_ninja(name, PLANS[name](), built)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(built, target)

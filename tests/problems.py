@@ -86,6 +86,15 @@ class Problem:
             h_mask=None if self.h_mask is None else self.h_mask.to(dtype),
             cotangents=[value.to(wide if index in (2, 4) else dtype) for index, value in enumerate(self.cotangents)])
 
+    def on(self, device):
+        """The same problem for tensors on ``device``, to which a function given to :meth:`run` moves them."""
+        def moved(value):
+            return None if value is None else value.to(device)
+
+        rows = replace(self.rows, **{name: moved(getattr(self.rows, name))
+                                     for name in ("time_offset", "batch_offset", "length")})
+        return replace(self, rows=rows, reset=moved(self.reset), h_mask=moved(self.h_mask))
+
     def run(self, function):
         """``(values, gradients)`` of ``function(tensors, problem) -> (output, h_n, s_n, pre, states)``, as dicts."""
         tensors = {name: value.clone().requires_grad_() for name, value in self.tensors.items()}

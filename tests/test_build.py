@@ -32,12 +32,12 @@ def project(tmp_path):
     return tmp_path
 
 
-def build(project, **environment):
+def build(project, backend="cpu", **environment):
     environment = {**os.environ, "PYTHONPATH": str(project / "stub"), **environment}
     done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=project, env=environment,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads((project / "xlstm_fused/_build.json").read_text())["cpu"], done.stdout + done.stderr
+    return json.loads((project / "xlstm_fused/_build.json").read_text())[backend], done.stdout + done.stderr
 
 
 def test_builds_then_has_nothing_to_do_then_follows_a_change(project):
@@ -56,3 +56,13 @@ def test_no_compiler_is_a_reason_not_an_error(project):
     reason, printed = build(project, PATH=str(project / "stub"), **environment)
     assert reason == "no C++ compiler (c++, g++ or clang++) was found when the package was installed"
     assert f"WARNING: xlstm_fused is installed without its cpu backend: {reason}" in printed
+
+
+def test_no_nvcc_costs_the_cuda_backend_only(project):
+    (project / "csrc/cuda").mkdir()
+    (project / "csrc/cuda/launch.cu").touch()
+    reason, printed = build(project, "cuda", CUDACXX="no-such-nvcc")
+    assert reason == "no-such-nvcc, the compiler of CUDA, was not found when the package was installed"
+    assert f"WARNING: xlstm_fused is installed without its cuda backend: {reason}" in printed
+    assert json.loads((project / "xlstm_fused/_build.json").read_text())["cpu"] is None
+    assert list((project / "xlstm_fused").glob("_cpu*.so"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import checks, ops
@@ -80,7 +81,9 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     per_row = reset_state is not None and reset_state.per_row
 
     wx = layout.select(wx.flatten(0, -2)).reshape(layout.rows.P, 1, G, N, D).contiguous()
-    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell)
+    # While a graph is made for any size, there is no number to ask a backend about.
+    head_dim = None if torch.compiler.is_compiling() else D
+    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell, head_dim)
     output, h_n, s_n, pre, states = ops.recurrence(
         wx, weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0, layout.rows, cell, reset=reset, reset_h=reset_h,
         reset_s=reset_s, reset_per_row=per_row, reverse=reverse, backend=backend, save=trace)

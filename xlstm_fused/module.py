@@ -162,7 +162,8 @@ class FusedxLSTM(nn.RNNBase):
         checks.reset_state(reset_state, reset)
         reset = layout.reset_rows(reset, data.device)
         reset_state = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
-        backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell)
+        backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell,
+                                  self.hidden_size // self.num_heads)
 
         x, finals, traces = layout.to_rows(data), [], []
         for layer in range(L):

@@ -12,6 +12,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/recurrence.h"
+#include "fields.h"
 
 namespace py = pybind11;
 using namespace xlstm_fused;
@@ -19,44 +20,8 @@ using namespace xlstm_fused::cpu;
 
 namespace {
 
-// Reads the fields of a struct of params.h, in its order, from a tuple of integers: sizes, flags, and addresses, 0 for
-// nullptr. One tuple costs a call far less than a named argument for each.
-class Fields {
- public:
-  Fields(const char* name, const py::tuple& values, size_t count) : values_(values) {
-    if (values.size() == count) return;
-    throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(count) + " fields, got " +
-                                std::to_string(values.size()));
-  }
-
-  // A size, a stride, or a flag.
-  int64_t number() { return values_[next_++].cast<int64_t>(); }
-
-  template <class T = void>
-  T* pointer() {
-    return reinterpret_cast<T*>(values_[next_++].cast<uintptr_t>());
-  }
-
-  Problem problem() {
-    Rows rows{number(), number(), number(), number(), number(),
-              pointer<int64_t>(), pointer<int64_t>(), pointer<int64_t>()};
-    return {rows, number(), number(), number(), number() != 0, number() != 0, pointer(), pointer(), pointer(),
-            pointer<uint8_t>(), pointer(), pointer(), pointer()};
-  }
-
- private:
-  const py::tuple& values_;
-  size_t next_ = 0;
-};
-
-constexpr size_t kProblemFields = 20, kForwardFields = 6, kBackwardFields = 13;
-
 const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype) {
   return kernel_table(isa).kernels[cell_index(cell)][dtype_index(dtype)];
-}
-
-void require_not_negative(const char* name, int64_t value) {
-  if (value < 0) throw std::invalid_argument(std::string(name) + ": expected at least 0, got " + std::to_string(value));
 }
 
 // (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
@@ -73,15 +38,7 @@ Plan choose_plan(const Problem& p, const Kernel& kernel, int threads, const Plan
 }
 
 void check(const Problem& p, int threads) {
-  const Rows& rows = p.rows;
-  require_not_negative("T", rows.T);
-  require_not_negative("B", rows.B);
-  require_not_negative("P", rows.P);
-  require_not_negative("time_stride", rows.time_stride);
-  require_not_negative("batch_stride", rows.batch_stride);
-  require_not_negative("N", p.N);
-  require_not_negative("D", p.D);
-  if (p.K < 1 || p.K > 2) throw std::invalid_argument("K: expected 1 or 2, got " + std::to_string(p.K));
+  check_sizes(p);
   if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
 }
 
@@ -133,9 +90,7 @@ void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), co
 void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
              const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
-  Fields rest("arrays", arrays, kForwardFields);
-  const ForwardParams p{Fields("problem", problem, kProblemFields).problem(), rest.pointer(), rest.pointer(),
-                        rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer()};
+  const ForwardParams p = forward_params(problem, arrays);
   check(p, threads);
   const Plan plan = choose_plan(p, kernel, threads, forced);
   run(recurrence_fwd, p, kernel, plan);
@@ -144,11 +99,7 @@ void forward(const std::string& cell, const std::string& dtype, const std::strin
 void backward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
               const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
-  Fields rest("arrays", arrays, kBackwardFields);
-  const BackwardParams p{Fields("problem", problem, kProblemFields).problem(), rest.pointer(), rest.pointer(),
-                         rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(),
-                         rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer(),
-                         rest.pointer()};
+  const BackwardParams p = backward_params(problem, arrays);
   check(p, threads);
   const Plan plan = choose_plan(p, kernel, threads, forced);
   run(recurrence_bwd, p, kernel, plan);

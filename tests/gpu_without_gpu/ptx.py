@@ -1,263 +1,172 @@
-"""A PTX interpreter in numpy: runs on the CPU what Triton compiled for a GPU.
+"""A PTX interpreter in numpy: runs on the CPU what Triton or nvcc compiled for a GPU.
 
-The lanes of a group, a program or a warp, run together, lowest program counter first; groups take turns; barriers are
-real; shared memory starts as NaN; every access is checked for bounds and alignment. It is blind to weak memory
-ordering, spills, limits of a launch, and time.
+The lanes of a warp run together, lowest program counter first; warps take turns as a schedule says; barriers, mbarriers
+and asynchronous copies are real; shared memory starts as NaN; every access is checked for bounds and alignment, and by
+vector clocks for races. It is blind to spills, limits of a launch, and time.
 """
 
-import re
 import struct
 
 import numpy as np
 
-from .ptx_arithmetic import Arithmetic
-from .ptx_memory import FAR, Memory, Sparse
-from .ptx_types import DT, GBASE, SHWIN, U8, U32, UOF, PtxError, split_ops
-from .ptx_warp import WarpCollectives
+from .ptx_code import Code
+from .ptx_machine import Machine
+from .ptx_memory import FAR, Sparse
+from .ptx_parse import Module
+from .ptx_schedule import Schedule
+from .ptx_types import GBASE, SHWIN, U8, PtxError
+
+_modules = {}
 
 
-class Instruction:
-    __slots__ = ("pred", "neg", "op", "parts", "ops", "text", "fn")
+class Struct:
+    """A struct passed by value: ``(format, value)`` of each field as the module struct spells it, or an array for a
+    pointer, laid out as C does."""
+
+    def __init__(self, *fields):
+        self.fields = [f if isinstance(f, tuple) else ("Q", f) for f in fields]
 
 
-class Kernel(Arithmetic, Memory, WarpCollectives):
+class Kernel:
     """One kernel of a PTX module, the first if no ``name`` is given."""
 
     def __init__(self, ptx, name=None):
-        ptx = re.sub(r"//[^\n]*", "", ptx)
-        ptx = re.sub(r"/\*.*?\*/", "", ptx, flags=re.S)
-        heads = list(re.finditer(r"\.entry\s+(\w+)\s*\((.*?)\)([^{;]*)\{", ptx, re.S))
-        h = next(m for m in heads if name is None or m[1] == name)
-        self.name, self.attrs = h[1], h[3]
-        self.params, off = {}, 0
-        for p in filter(None, (x.strip() for x in h[2].split(","))):
-            al = re.search(r"\.align\s+(\d+)\s+\.b8", p)
-            ty = re.search(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)", p)[1]
-            nm = re.search(r"(\w+)(?:\[(\d+)\])?$", p)
-            size = np.dtype(DT[ty]).itemsize * int(nm[2] or 1)
-            a = int(al[1]) if al else np.dtype(DT[ty]).itemsize
-            off = (off + a - 1) // a * a
-            self.params[nm[1]] = (off, size, ty)
-            off += size
-        self.psize = off
-        d, i = 1, h.end()
-        while d:
-            d += {"{": 1, "}": -1}.get(ptx[i], 0)
-            i += 1
-        body = ptx[h.end() : i - 1]
-        self.sym, so = {}, 0
-        for m in re.finditer(
-            r"(\.extern\s+)?\.shared\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\s*\[(\d*)\]", ptx[: heads[0].start()] + body
-        ):
-            al = int(m[2])
-            if m[1]:
-                self.sym[m[3]] = ("dyn", al)
-            else:
-                so = (so + al - 1) // al * al
-                self.sym[m[3]] = so
-                so += int(m[4])
-        self.static = (so + 127) // 128 * 128
-        self.local = sum(int(m[1]) for m in re.finditer(r"\.local\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]", body))
-        # registers
-        self.regs = {}
-        for m in re.finditer(r"\.reg\s+\.(\w+)\s+([^;]+);", body):
-            for n in m[2].split(","):
-                n = n.strip()
-                r = re.match(r"(%?[\w$]+)<(\d+)>", n)
-                for nm in ([f"{r[1]}{j}" for j in range(int(r[2]))] if r else [n]):
-                    self.regs[nm] = m[1]
-        self.ins, self.labels = [], {}
-        body = re.sub(
-            r"^[{\s]*\.(reg|local|shared|extern|loc|pragma|section|file)\b[^;\n]*(;|(?=\n))",
-            lambda m: "{" if "{" in m[0] else "",
-            body,
-            flags=re.M,
-        )
-        # free-standing scope braces (inline asm): lines that are only a brace or begin an asm scope
-        for st in re.split(r";", body):
-            st = st.strip()
-            while True:
-                m = re.match(r"([{}])\s*(?![^;]*=)", st) if re.match(r"[{}]\s", st + " ") else None
-                l = re.match(r"([$%\w]+)\s*:", st)
-                if m:
-                    st = st[1:].strip()
-                elif l:
-                    self.labels[l[1]] = len(self.ins)
-                    st = st[l.end() :].strip()
+        module = Module(ptx)
+        entries = [f for f in module.functions.values() if f.entry and name in (None, f.name)]
+        if not entries:
+            raise PtxError(f"no kernel {name}: {', '.join(f.name for f in module.functions.values() if f.entry)}")
+        entry = entries[0]
+        self.name = entry.name
+        at, self.initial, addresses = 512, [], {}
+        shared, dynamic = 0, []
+        inner = [v for f in module.functions.values() for v in f.variables]
+        for variable in module.variables + inner:
+            if variable.space == "shared":
+                if variable.size == 0:
+                    dynamic.append(variable)
                 else:
-                    break
-            if not st:
-                continue
-            m = re.match(r"(?:@(!?)(%?[\w]+)\s+)?([a-z][\w.:]*)\s*(.*)$", st, re.S)
-            if not m:
-                raise PtxError("cannot parse: " + st)
-            x = Instruction()
-            x.neg, x.pred, x.op, x.text = m[1] == "!", m[2], m[3], " ".join(st.split())
-            x.parts = m[3].split(".")
-            x.ops = split_ops(m[4].replace("\n", " "))
-            x.fn = None
-            self.ins.append(x)
+                    addresses[variable.name] = shared = _up(shared, variable.align)
+                    shared += variable.size
+            elif variable.space in ("global", "const"):
+                at = _up(at, max(variable.align, 256))
+                addresses[variable.name] = GBASE + at
+                self.initial.append((at, variable.initial, variable.size))
+                at += variable.size + 256
+        self.static = _up(shared, max([16, *(v.align for v in dynamic)]))
+        addresses |= {v.name: self.static for v in dynamic}
+        self.params, size = [], 0
+        self.param_base = at = _up(at, 256)
+        for variable in entry.params:
+            size = _up(size, variable.align)
+            addresses[variable.name] = GBASE + at + size
+            self.params.append((size, variable.size))
+            size += variable.size
+        self.param_size = size
+        self.first_buffer = _up(at + size + 256, 256)
+        self.code = Code(module, entry, addresses)
 
-    def launch(self, grid, block, args, smem=0, coop=False, sched="cta", seed=0, max_issue=5_000_000):
-        """Run the kernel; returns how many instructions were issued.
+    def launch(self, grid, block, args, smem=0, coop=False, cluster=1, schedule=None, seed=0, races=True,
+               max_issue=20_000_000):
+        """Run the kernel; returns how many instructions its warps issued.
 
-        ``args`` are numpy arrays or :class:`Sparse` ones (written back), ints, floats, or None for a null pointer.
-        ``coop``: all programs at once, in turns of random length if ``seed``; else one after the other.
-        ``sched="warp"`` also lets the warps of a program run apart.
+        ``args`` are numpy arrays or Sparse ones (written back), ints, floats, Structs, bytes, or None for a null
+        pointer. ``cluster`` is its size in blocks, one number or three. ``coop``: all blocks are resident at once, else
+        one cluster after the other. ``schedule``: a Schedule, or the name of one with this ``seed``. ``races`` checks
+        that accesses to the same memory are ordered.
         """
-        bufs, off, self.far = [], 512, []
-        for index, a in enumerate(args):
-            parts = a.parts if isinstance(a, Sparse) else [(0, a)] if isinstance(a, np.ndarray) else []
-            for first, part in parts:
-                assert part.flags.c_contiguous
-                bufs.append((part, off))
-                if isinstance(a, Sparse):
-                    self.far.append(((index + 1) * FAR + first * part.itemsize, part.nbytes, off))
-                off += (part.nbytes + 255) // 256 * 256 + 256
+        grid, block, cluster = (_three(n) for n in (grid, block, cluster))
+        if any(g % c for g, c in zip(grid, cluster)):
+            raise PtxError(f"a grid of {grid} blocks in clusters of {cluster}")
+        if isinstance(schedule, str) or schedule is None:
+            schedule = Schedule(schedule or "random", seed)
+        end, places = self.first_buffer, {}
+        arrays = [v for a in args for v in _parts(a) if isinstance(v, np.ndarray)]
+        for a in arrays:
+            if not a.flags.c_contiguous:
+                raise ValueError("an array that is not contiguous")
+            if id(a) not in places:
+                places[id(a)] = (a, end)
+                end = _up(end + a.nbytes, 256) + 256
+        far = [((index + 1) * FAR + begin * part.itemsize, part.nbytes, places[id(part)][1])
+               for index, a in enumerate(args) if isinstance(a, Sparse) for begin, part in a.parts]
+        blocks, size = int(np.prod(grid)), int(np.prod(cluster))
+        resident = blocks if coop else size
+        shared = self.static + smem
+        stride = _up(shared, 256) + 256
+        if shared > SHWIN:
+            raise PtxError(f"{shared} bytes of shared memory")
+        parameters = self._parameters(args, places)
+        starts = list(range(0, blocks, resident))
+        issued = 0
+        module = {}
+        for first in schedule.clusters(starts):
+            machine = Machine(self.code, schedule.early, races, max_issue - issued)
+            machine.dynamic = smem
+            bases = [end + k * stride for k in range(resident)]
+            machine.make_memory(end + resident * stride, [
+                *((at, at + n) for at, _, n in self.initial), (self.param_base, self.param_base + self.param_size),
+                *((at, at + a.nbytes) for a, at in places.values()), *((base, base + shared) for base in bases)], far)
+            for at, data, _ in self.initial:
+                data = module.get(at, data)
+                machine.arena[at : at + len(data)] = np.frombuffer(data, U8)
+            machine.arena[self.param_base : self.param_base + self.param_size] = parameters
+            for a, at in places.values():
+                machine.arena[at : at + a.nbytes] = a.reshape(-1).view(U8)
+            for base in bases:
+                machine.arena[base : base + shared] = 0xFF
+            machine.populate(range(first, first + resident), grid, block, cluster, bases, shared)
+            schedule.begin(machine)
+            with np.errstate(all="ignore"):
+                machine.run(schedule)
+            issued += machine.issued
+            module = {at: machine.arena[at : at + n].tobytes() for at, _, n in self.initial}
+            for a, at in places.values():
+                if a.flags.writeable:
+                    a.reshape(-1).view(U8)[:] = machine.arena[at : at + a.nbytes]
+        return issued
 
-        def addr_of(a):
-            return GBASE + next(o for b, o in bufs if b is a)
-
-        raw = bytearray(self.psize)
+    def _parameters(self, args, places):
+        raw = bytearray(self.param_size)
         args = list(args) + [None] * (len(self.params) - len(args))
-        for index, ((o, size, _), a) in enumerate(zip(self.params.values(), args)):
-            if isinstance(a, np.ndarray):
-                v = struct.pack("<Q", addr_of(a))
-            elif isinstance(a, Sparse):
-                v = struct.pack("<Q", (index + 1) * FAR)
-            elif a is None:
-                v = b"\0" * size
-            elif isinstance(a, float):
-                v = struct.pack("<f", a)
-            else:
-                v = int(a).to_bytes(size, "little", signed=a < 0)
-            raw[o : o + len(v)] = v
-        self.pbytes = np.frombuffer(bytes(raw), U8)
-        g = tuple(grid) + (1,) * (3 - len(grid))
-        b = tuple(block) + (1,) * (3 - len(block))
-        nt, ncta = int(np.prod(b)), int(np.prod(g))
-        self.g, self.b, self.nt = g, b, nt
-        step = ncta if coop else 1
-        self.issued = 0
-        shbase = (off + 255) // 256 * 256
-        for c0 in range(0, ncta, step):
-            arena = np.full(shbase + step * SHWIN, 0, U8)
-            valid = np.zeros(arena.size, np.bool_)
-            for a, o in bufs:
-                arena[o : o + a.nbytes] = np.ascontiguousarray(a).reshape(-1).view(U8)
-                valid[o : o + a.nbytes] = True
-            self.shsize = self.static + smem
-            for c in range(step):
-                o = shbase + c * SHWIN
-                arena[o : o + self.shsize] = 0xFF
-                valid[o : o + self.shsize] = True
-            self.arena, self.valid, self.shbase = arena, valid, shbase
-            self._run(c0, step, sched, seed, max_issue)
-            for a, o in bufs:
-                a.reshape(-1).view(U8)[:] = arena[o : o + a.nbytes]
-        return self.issued
+        for index, ((at, size), a) in enumerate(zip(self.params, args)):
+            value = _bytes((index + 1) * FAR if isinstance(a, Sparse) else a, size, places)
+            if len(value) > size:
+                raise PtxError(f"{len(value)} bytes for a parameter of {size}")
+            raw[at : at + len(value)] = value
+        return np.frombuffer(bytes(raw), U8)
 
-    def _run(self, c0, ncta, sched, seed, max_issue):
-        nt = self.nt
-        N = ncta * nt
-        self.N, self.c0 = N, c0
-        with np.errstate(all="ignore"):
-            self.R = {
-                n: np.zeros(N, np.bool_ if t == "pred" else UOF[np.dtype(DT[t]).itemsize])
-                for n, t in self.regs.items()
-            }
-            lane = np.arange(N)
-            self.cta_l = lane // nt
-            t = lane % nt
-            c = c0 + self.cta_l
-            bx, by, _ = self.b
-            gx, gy, _ = self.g
-            u = lambda x: np.asarray(x).astype(U32)
-            self.SR = {
-                "%tid.x": u(t % bx),
-                "%tid.y": u(t // bx % by),
-                "%tid.z": u(t // bx // by),
-                "%laneid": u(t % 32),
-                "%warpid": u(t // 32),
-                "%ctaid.x": u(c % gx),
-                "%ctaid.y": u(c // gx % gy),
-                "%ctaid.z": u(c // gx // gy),
-            }
-            for n, v in zip(("%ntid", "%nctaid"), (self.b, self.g)):
-                for ax, s in zip("xyz", v):
-                    self.SR[f"{n}.{ax}"] = np.full(N, s, U32)
-            self.pc = np.zeros(N, np.int64)
-            self.blk = np.zeros(N, np.int8)  # 0 running, 1 at bar.sync, 9 exited
-            self.pend = []  # cp.async not yet waited for
-            for x in self.ins:
-                x.fn = None
-            gs = 32 if sched == "warp" else nt
-            groups = [slice(i, min(i + gs, (i // nt + 1) * nt)) for i in range(0, N, gs)]
-            rng = np.random.default_rng(seed)
-            while True:
-                live = [g for g in groups if (self.blk[g] == 0).any()]
-                if not live:
-                    if (self.blk == 9).all():
-                        return
-                    waiting, gone = (self.blk == 1).sum(), (self.blk == 9).sum()
-                    raise PtxError(f"deadlock: {waiting} lanes at bar.sync, {gone} exited")
-                g = live[rng.integers(len(live))] if seed else live[0]
-                for g in ([g] if seed else live):
-                    burst = int(rng.integers(1, 400)) if seed else 2000
-                    for _ in range(burst):
-                        act = self.blk[g] == 0
-                        if not act.any():
-                            break
-                        p = self.pc[g]
-                        cur = int(p[act].min())
-                        m = act & (p == cur)
-                        self.issued += 1
-                        if self.issued > max_issue:
-                            raise PtxError("too many instructions (livelock?)")
-                        self._issue(cur, g, m)
 
-    def _issue(self, cur, g, m):
-        x = self.ins[cur]
-        self.pc[g][m] = cur + 1
-        if x.pred:
-            p = self.R[x.pred][g]
-            me = m & (~p if x.neg else p)
-        else:
-            me = m
-        o = x.parts[0]
-        if o == "bra":
-            self.pc[g][me] = self.labels[x.ops[0]]
-            return
-        if o in ("ret", "exit"):
-            self.blk[g][me] = 9
-            self._release()
-            return
-        if o in ("bar", "barrier"):
-            self.blk[g][me] = 1
-            self._release()
-            return
-        if not me.any() and o not in ("mma", "ldmatrix", "stmatrix", "shfl"):
-            return
-        if x.fn is None:
-            x.fn = self._compile(x)
-        try:
-            x.fn(g, me)
-        except PtxError as e:
-            raise PtxError(f"{e}\n  at [{cur}] {x.text}") from None
+def _parts(a):
+    """The values that an argument is made of."""
+    if isinstance(a, Sparse):
+        return [part for _, part in a.parts]
+    return [field for _, field in a.fields] if isinstance(a, Struct) else [a]
 
-    def _release(self):
-        for c in range(self.N // self.nt):
-            s = slice(c * self.nt, (c + 1) * self.nt)
-            b = self.blk[s]
-            at = b == 1
-            if at.any() and (at | (b == 9)).all():
-                b[at] = 0
 
-    def _compile(self, x):
-        P, O = x.parts, x.ops
-        o = P[0]
-        ty = P[-1]
-        f = getattr(self, "i_" + o, None)
-        if f:
-            return f(x, P, O, ty)
-        raise PtxError("unknown instruction " + x.text)
+def _bytes(a, size, places):
+    if isinstance(a, np.ndarray):
+        return struct.pack("<Q", GBASE + places[id(a)][1])
+    if isinstance(a, Struct):
+        value = b""
+        for kind, field in a.fields:
+            if isinstance(field, np.ndarray) or field is None:
+                field = 0 if field is None else GBASE + places[id(field)][1]
+            align = max(struct.calcsize("<" + each) for each in kind.lstrip("0123456789")) if kind else 1
+            value += b"\0" * (-len(value) % align) + struct.pack("<" + kind, field)
+        return value
+    if isinstance(a, (bytes, bytearray)):
+        return bytes(a)
+    if a is None:
+        return b"\0" * size
+    if isinstance(a, float):
+        return struct.pack("<f" if size == 4 else "<d", a)
+    return int(a).to_bytes(size, "little", signed=a < 0)
+
+
+def _up(n, multiple):
+    return -(-n // multiple) * multiple
+
+
+def _three(n):
+    n = (n,) if isinstance(n, (int, np.integer)) else tuple(n)
+    return tuple(int(each) for each in n) + (1,) * (3 - len(n))

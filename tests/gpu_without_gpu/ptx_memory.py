@@ -1,259 +1,245 @@
-"""Operands, loads, stores, atomics and asynchronous copies of the PTX interpreter."""
+"""Loads, stores and atomics of the PTX interpreter: one array of bytes holds global memory and all shared memories."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
-from .ptx_types import DT, GBASE, SHWIN, U32, U64, UOF, PtxError
+from .ptx_races import Published
+from .ptx_types import GBASE, LOCAL_BASE, SHARED_BASE, SHWIN, U8, U32, U64, UOF, PtxError
 
 FAR = 1 << 44
 """Multiples of it are the addresses where :class:`Sparse` arguments begin."""
 
+SIZES = (1, 2, 4, 8, 16, 32)
+_GLOBAL, _SHIFT, _WINDOW = U64(GBASE), {s: U64(s.bit_length() - 1) for s in SIZES}, U64(SHWIN.bit_length() - 1)
+
 
 class Sparse(NamedTuple):
-    """An argument of which only some parts are in memory; any other element is a wild address."""
+    """An argument of which only some parts are in memory; any other element is out of bounds."""
 
     parts: list
     """``(index of the first element, contiguous numpy array)`` of each part."""
 
 
+class Views:
+    """An array of bytes as elements of every size, and as rows of ``n`` of them."""
+
+    def __init__(self, data):
+        self.data = data
+        self.last = {s: U64(data.size // s - 1) for s in SIZES}
+        self.of = {}
+
+    def rows(self, size, n):
+        """Rows of ``n`` unsigned integers of ``size`` bytes, or elements for n = 1."""
+        if (size, n) not in self.of:
+            view = self.data.view(UOF[size])
+            self.of[size, n] = view if n == 1 else view.reshape(-1, n)
+        return self.of[size, n]
+
+
 class Memory:
-    def get(self, op, dt):
-        """-> function(g) returning array (or scalar) of dtype dt"""
-        R, SR = self.R, self.SR
-        size = np.dtype(dt).itemsize
-        if op in R:
-            r = R[op]
-            if dt == np.bool_ or r.dtype == np.bool_:
-                return lambda g: r[g]
-            if r.dtype.itemsize == size:
-                v = r.view(dt)
-                return lambda g: v[g]
-            u = UOF[size]
-            return lambda g: r[g].astype(u).view(dt)
-        if op in SR:
-            r = SR[op]
-            return lambda g: r[g].astype(UOF[size]).view(dt)
-        if re.match(r"0[fF][0-9a-fA-F]{8}$", op):
-            v = np.array([int(op[2:], 16)], U32).view(np.float32)[0]
-        elif re.match(r"0[dD][0-9a-fA-F]{16}$", op):
-            v = np.array([int(op[2:], 16)], U64).view(np.float64)[0]
-        elif op in ("true", "false"):
-            v = op == "true"
-        elif op in self.sym:
-            v = self._symaddr(op)
-        elif op == "%clock64" or op == "%globaltimer":
-            return lambda g: np.full(g.stop - g.start, self.issued, dt)
-        else:
-            try:
-                v = int(op.rstrip("U"), 0)
-            except ValueError:
-                raise PtxError("operand " + op) from None
-        if isinstance(v, (int, np.integer)) and not isinstance(v, bool):
-            if np.dtype(dt).kind == "f" and not isinstance(v, float):
-                a = np.array([v & (1 << 8 * size) - 1], UOF[size]).view(dt)[0]
-            elif dt == np.bool_:
-                a = bool(v)
-            else:
-                a = np.array([v & ((1 << 8 * size) - 1)], UOF[size]).view(dt)[0]
-        elif isinstance(v, np.floating) and np.dtype(dt).kind != "f":
-            a = (
-                np.asarray(v).reshape(1).view(UOF[v.itemsize]).astype(UOF[size]).view(dt)[0]
-            )  # bits of a float literal
-        else:
-            a = dt(v)
-        return lambda g: a
+    """Part of the machine."""
 
-    def _symaddr(self, s):
-        v = self.sym[s]
-        return self.static if isinstance(v, tuple) else v
+    def make_memory(self, size, valid, far=()):
+        """Zeros; ``valid`` are the ranges that exist, ``far`` address, bytes and offset of those seen elsewhere."""
+        self.far = far
+        self.arena = np.zeros(size, U8)
+        self.memory = Views(self.arena)
+        exists = np.zeros(size, np.bool_)
+        for begin, end in valid:
+            exists[begin:end] = True
+        self.bad = {s: (~exists.reshape(-1, s).all(1)).astype(U64) for s in SIZES}
 
-    def put(self, op):
-        if op == "_":
-            return lambda g, m, v: None
-        r = self.R[op]
+    def mark(self, offset, opaque):
+        """Eight bytes become an mbarrier, which no load or store may touch, or memory again."""
+        for s in SIZES:
+            self.bad[s][offset // s : max(offset // s + 1, (offset + 8) // s)] = 2 if opaque else 0
 
-        def f(g, m, v):
-            v = np.asarray(v)
-            if v.dtype != r.dtype:
-                if r.dtype == np.bool_:
-                    v = v.astype(np.bool_)
-                elif v.dtype.itemsize == r.dtype.itemsize:
-                    v = v.view(r.dtype)
-                else:
-                    if v.dtype.kind == "i":
-                        v = v.astype(np.dtype(f"i{r.dtype.itemsize}")).view(r.dtype)
-                    else:
-                        v = v.view(UOF[v.dtype.itemsize]).astype(r.dtype)
-            np.copyto(r[g], v, where=m)
+    def locate(self, w, q, a, space, size):
+        """``(views, i)``: elements of ``size`` bytes at addresses ``a`` of the lanes ``q`` (None: all)."""
+        if q is not None:
+            # Any address of an active lane stands in for those of the others.
+            a = np.where(q, a, a[q.argmax()])
+        if space == "generic":
+            space, a = self._resolve(a)
+        if space == "local":
+            return self._locate_local(w, a, size)
+        o = self._global(a, size) if space == "global" else self._shared(w, a)
+        i = np.minimum(o >> _SHIFT[size], self.memory.last[size]).view(np.int64)
+        wrong = self.bad[size][i] | (o & U64(size - 1))
+        if wrong.any():
+            self._refuse(a, o, i, size, space)
+        return self.memory, i
 
-        return f
+    def _refuse(self, a, o, i, size, space):
+        state = self.bad[size][i]
+        for test, words in ((o & U64(size - 1), "misaligned"), (state == 2, "ordinary access to an mbarrier"),
+                            (state, "out of bounds")):
+            lanes = np.flatnonzero(test)
+            if len(lanes):
+                raise PtxError(f"{words}: {space} address {int(a[lanes[0]]):#x}, {size} bytes, {len(lanes)} lanes from "
+                               f"lane {lanes[0]}")
 
-    def addr(self, op):
-        m = re.match(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]$", op)
-        base, off = m[1], int(m[2], 0) if m[2] else 0
-        if base in self.R:
-            r = self.R[base]
-            return lambda g: (r[g].astype(np.int64) + off)
-        a = self._symaddr(base) + off
-        return lambda g: np.full(g.stop - g.start, a, np.int64)
+    def _resolve(self, a):
+        top = a >> U64(40)
+        names = {GBASE >> 40: "global", SHARED_BASE >> 40: "shared", LOCAL_BASE >> 40: "local"}
+        space = names.get(int(top[0]))
+        if space is None or (top != top[0]).any():
+            wild = [int(x) for x in a if int(x) >> 40 not in names]
+            raise PtxError(f"generic address {wild[0]:#x} is in no state space" if wild else
+                           "lanes of one access are in different state spaces: not modelled")
+        return space, a if space == "global" else a & U64((1 << 40) - 1)
 
-    def _off(self, space, a, g, size, m):
-        if space == "shared" or space == "shared::cta":
-            if (m & ((a < 0) | (a + size > self.shsize))).any():
-                raise PtxError(
-                    f"shared address out of range: {a[m].min():#x}..{a[m].max():#x}, size {self.shsize:#x}"
-                )
-            o = a + self.shbase + self.cta_l[g] * SHWIN
-        else:
-            o = a - GBASE
-            for start, nbytes, at in self.far:
-                o = np.where((a >= start) & (a + size <= start + nbytes), a - start + at, o)
-        o = np.where(m, o, 256)
-        bad = m & ((o < 0) | (o + size > self.arena.size))
-        if bad.any():
-            raise PtxError(f"wild address {a[bad][0]:#x}")
-        if (o[m] % size).any():
-            raise PtxError("misaligned access")
-        ok = self.valid[o] & self.valid[np.minimum(o + size - 1, self.valid.size - 1)]
-        if (m & ~ok).any():
-            raise PtxError(f"out-of-bounds access by {int((m & ~ok).sum())} lanes, e.g. offset {int(o[m & ~ok][0])}")
+    def _global(self, a, size):
+        o = a - _GLOBAL
+        for begin, length, at in self.far:
+            there = (a >= U64(begin)) & (a + U64(size) <= U64(begin + length))
+            o = np.where(there, a - U64(begin) + U64(at), o)
         return o
 
-    def _space(self, P):
-        for s in P[1:]:
-            if s in ("param", "global", "local", "const"):
-                return s
-            if s.startswith("shared"):
-                return "shared"
-        return "generic"
+    def _shared(self, w, a):
+        """Offsets in the arena of shared addresses, of the block's own window or those of the cluster."""
+        a = a.astype(U64)
+        window = a >> _WINDOW
+        if not window.any():
+            return np.minimum(a, self.shared_end) + w.cta.base
+        ctas = w.cta.cluster.ctas
+        if (window > len(ctas)).any():
+            raise PtxError(f"shared address {int(a.max()):#x} is in no block of the cluster")
+        for each in np.unique(window):
+            if each and ctas[int(each) - 1].gone:
+                raise PtxError(f"block {ctas[int(each) - 1].number} has exited, its shared memory is gone")
+        bases = np.array([w.cta.base] + [cta.base for cta in ctas], U64)
+        return np.minimum(a & U64(SHWIN - 1), self.shared_end) + bases[window.view(np.int64)]
 
-    def _vec(self, op):
-        return [s.strip() for s in op[1:-1].split(",")] if op.startswith("{") else [op]
+    def _locate_local(self, w, a, size):
+        a = a.astype(U64)
+        if (a + U64(size) > U64(self.local_size)).any():
+            raise PtxError(f"local address {int(a.max()):#x} is out of bounds")
+        if (a & U64(size - 1)).any():
+            raise PtxError("misaligned: local address")
+        return w.local, (a + w.lane_base >> _SHIFT[size]).view(np.int64)
 
-    def i_ld(self, x, P, O, ty):
-        sp, dt = self._space(P), DT[ty]
-        sz = np.dtype(dt).itemsize
-        ds = [self.put(s) for s in self._vec(O[0])]
-        n = len(ds)
-        if sp == "param":
-            m_ = re.match(r"\[\s*(\w+)\s*(?:\+\s*(\d+))?\s*\]", O[1])
-            o = self.params[m_[1]][0] + int(m_[2] or 0)
-            vals = [np.frombuffer(self.pbytes[o + i * sz : o + (i + 1) * sz].tobytes(), dt)[0] for i in range(n)]
-            return lambda g, m: [d(g, m, np.full(m.shape, v, dt)) for d, v in zip(ds, vals)]
-        if sp == "local":
-            raise PtxError("local memory not modelled")
-        a = self.addr(O[1])
+    def load(self, w, q, a, space, size, n, order):
+        views, i = self.locate(w, q, a, space, size * n)
+        if views is self.memory:
+            if order:
+                self._observe(w, q, i * size * n, order)
+            elif self.races:
+                self.races.read(w.clock_, w.slot, i, size * n)
+        got = views.rows(size, n)[i]
+        return got if n == 1 else np.ascontiguousarray(got.T)
 
-        def f(g, m):
-            o = self._off(sp, a(g), g, sz * n, m)
-            v = self.arena.view(UOF[sz]) if self.arena.size % sz == 0 else None
-            for i, d in enumerate(ds):
-                d(g, m, v[(o + i * sz) // sz].view(dt))
+    def store(self, w, q, a, space, size, values, order):
+        n = len(values)
+        views, i = self.locate(w, q, a, space, size * n)
+        value = values[0] if n == 1 else np.stack(values, 1)
+        if q is not None:
+            i, value = i[q], value[q]
+        if views is self.memory:
+            if order:
+                self._publish_at(w, i * size * n, order, True)
+                self.events += 1
+            elif self.races:
+                self.races.write(w.clock_, w.slot, i, size * n, w.at, lambda: views.rows(size, n)[i] != value)
+        views.rows(size, n)[i] = value
 
-        return f
+    def atomic(self, w, q, a, space, name, dtype, sources, order, wanted):
+        size = np.dtype(dtype).itemsize
+        views, i = self.locate(w, q, a, space, size)
+        if views is not self.memory:
+            raise PtxError("an atomic operation on local memory")
+        memory = self.arena.view(dtype)
+        out = np.zeros(32, dtype)
+        if order[0] in ("acquire", "acq_rel") or wanted:
+            self._observe(w, q, i * size, ("acquire" if order[0] == "acq_rel" else order[0], order[1]))
+        before = memory[i]
+        for lane in range(32) if q is None else np.flatnonzero(q):
+            at = i[lane]
+            old = memory[at]
+            out[lane] = old
+            b = [s[lane] for s in sources]
+            memory[at] = {
+                "add": lambda: old + b[0], "exch": lambda: b[0], "cas": lambda: b[1] if old == b[0] else old,
+                "min": lambda: min(old, b[0]), "max": lambda: max(old, b[0]), "and": lambda: old & b[0],
+                "or": lambda: old | b[0], "xor": lambda: old ^ b[0],
+                "inc": lambda: dtype(0) if old >= b[0] else old + dtype(1),
+                "dec": lambda: b[0] if old == 0 or old > b[0] else old - dtype(1)}[name]()
+        self._publish_at(w, (i if q is None else i[q]) * size, order, False)
+        if (before != memory[i]).any():
+            self.events += 1
+        return out
 
-    def i_st(self, x, P, O, ty):
-        sp, dt = self._space(P), DT[ty]
-        sz = np.dtype(dt).itemsize
-        ss = [self.get(s, UOF[sz]) for s in self._vec(O[1])]
-        a = self.addr(O[0])
-        n = len(ss)
-        if sp == "local":
-            raise PtxError("local memory not modelled")
+    # What orders accesses.
 
-        def f(g, m):
-            o = self._off(sp, a(g), g, sz * n, m)
-            v = self.arena.view(UOF[sz])
-            for i, s in enumerate(ss):
-                v[((o + i * sz) // sz)[m]] = np.broadcast_to(s(g), m.shape)[m]
+    def _observe(self, w, q, offsets, order):
+        w.polled = True
+        if not self.races:
+            return
+        for offset in set((offsets if q is None else offsets[q]).tolist()):
+            published = self.published.get(offset)
+            for clock in published.visible(w.cta, order[1]) if published else ():
+                if order[0] in ("acquire", "acq_rel", "sc"):
+                    np.maximum(w.clock_, clock, out=w.clock_)
+                else:
+                    w.seen = clock if w.seen is None else np.maximum(w.seen, clock)
 
-        return f
+    def _publish_at(self, w, offsets, order, replace):
+        if not self.races:
+            return
+        if order[0] in ("release", "acq_rel"):
+            self.fence_clocks(w, order[1])
+        for offset in set(offsets.tolist()):
+            published = self.published.setdefault(offset, Published())
+            if replace:
+                published = self.published[offset] = Published()
+            for scope, clock in w.fenced.items():
+                narrower = min(scope, order[1] or "gpu", key=("cta", "cluster", "gpu", "sys").index)
+                published.add(clock, w.cta, narrower)
 
-    def _atomic(self, P, addr_op, srcs, dst, ty):
-        opn = next(p for p in P[1:] if p in ("add", "cas", "exch", "min", "max", "and", "or", "xor"))
-        dt = DT[ty]
-        sz = np.dtype(dt).itemsize
-        sp = self._space(P)
-        a = self.addr(addr_op)
-        ss = [self.get(s, dt) for s in srcs]
-        d = self.put(dst) if dst else None
+    def fence_clocks(self, w, scope):
+        """What came before is published by later relaxed stores; the warp's own time moves on."""
+        for each in ("cta", "cluster", "gpu", "sys"):
+            w.fenced[each] = w.clock_.copy()
+            if each == scope:
+                break
+        w.clock_[:2, w.slot] += 1
 
-        def f(g, m):
-            o = self._off(sp, a(g), g, sz, m)
-            v = self.arena.view(UOF[sz]).view(dt)
-            out = np.zeros(m.shape, dt)
-            S = [np.broadcast_to(s(g), m.shape) for s in ss]
-            for l in np.flatnonzero(m):
-                i = o[l] // sz
-                old = v[i]
-                out[l] = old
-                v[i] = {
-                    "add": lambda: old + S[0][l],
-                    "exch": lambda: S[0][l],
-                    "cas": lambda: S[1][l] if old == S[0][l] else old,
-                    "min": lambda: min(old, S[0][l]),
-                    "max": lambda: max(old, S[0][l]),
-                    "and": lambda: old & S[0][l],
-                    "or": lambda: old | S[0][l],
-                    "xor": lambda: old ^ S[0][l],
-                }[opn]()
-            if d:
-                d(g, m, out)
+    def fence(self, w, order, scope):
+        if not self.races:
+            return
+        if w.seen is not None and order != "release":
+            np.maximum(w.clock_, w.seen, out=w.clock_)
+        self.fence_clocks(w, scope)
 
-        return f
+    def proxy_fence(self, w):
+        if self.races:
+            w.clock_[2] = np.maximum(w.clock_[2], w.clock_[0])
 
-    def i_atom(self, x, P, O, ty):
-        return self._atomic(P, O[1], O[2:], O[0], ty)
+    # Addresses.
 
-    def i_red(self, x, P, O, ty):
-        return self._atomic(P, O[0], O[1:], None, ty)
+    def map_address(self, w, q, a, rank, space):
+        size = len(w.cta.cluster.ctas)
+        wrong = rank >= size if q is None else (rank >= size) & q
+        if wrong.any():
+            raise PtxError(f"block {int(rank.max())} of a cluster of {size}")
+        generic = space == "generic"
+        a = a.astype(U64)
+        if generic:
+            a = a - U64(SHARED_BASE)
+        a = (a & U64(SHWIN - 1)) + (rank.astype(U64) + U64(1)) * U64(SHWIN)
+        return a + U64(SHARED_BASE) if generic else a
 
-    def i_fence(self, x, P, O, ty):
-        return lambda g, m: None
+    def rank_of(self, w, q, a, space):
+        a = a.astype(U64)
+        window = (a - U64(SHARED_BASE) if space == "generic" else a) >> _WINDOW
+        return np.where(window == 0, U32(w.cta.rank), window.astype(U32) - U32(1))
 
-    i_membar = i_griddepcontrol = i_nanosleep = i_prefetch = i_setmaxnreg = i_discard = i_fence
+    def in_space(self, w, a, space):
+        base = {"global": GBASE, "const": GBASE, "local": LOCAL_BASE}.get(space, SHARED_BASE)
+        inside = a >> U64(40) == U64(base >> 40)
+        return inside & (a - U64(base) < U64(SHWIN)) if space in ("shared", "shared::cta") else inside
 
-    # ---- async copies: performed only when waited for, so a missing wait shows
-    def i_cp(self, x, P, O, ty):
-        if "bulk" in P:
-            raise PtxError("TMA not modelled")
-        if P[2] == "commit_group":
-            return lambda g, m: self._cp_mark(g, m)
-        if P[2] in ("wait_group", "wait_all"):
-            n = int(O[0], 0) if P[2] == "wait_group" else 0
-            return lambda g, m: self._cp_wait(g, m, n)
-        sz = int(O[2], 0)
-        da, sa = self.addr(O[0]), self.addr(O[1])
-        ss = self.get(O[3], U32) if len(O) > 3 else None
-
-        def f(g, m):
-            n = np.broadcast_to(ss(g), m.shape).astype(int) if ss else np.full(m.shape, sz)
-            do = self._off("shared", da(g), g, sz, m)
-            so = self._off("global", sa(g), g, sz, m & (n > 0))
-            for l in np.flatnonzero(m):
-                self.pend.append([g.start + l, None, int(do[l]), int(so[l]), int(n[l]), sz])
-
-        return f
-
-    def _cp_mark(self, g, m):
-        if not hasattr(self, "cpg") or len(self.cpg) != self.N:
-            self.cpg = np.zeros(self.N, int)
-        for e in self.pend:
-            if e[1] is None and g.start <= e[0] < g.stop and m[e[0] - g.start]:
-                e[1] = self.cpg[e[0]]
-        self.cpg[g][m] += 1
-
-    def _cp_wait(self, g, m, n):
-        if not hasattr(self, "cpg") or len(self.cpg) != self.N:
-            self.cpg = np.zeros(self.N, int)
-        keep = []
-        for e in self.pend:
-            l = e[0]
-            if g.start <= l < g.stop and m[l - g.start] and (n == 0 or (e[1] is not None and e[1] < self.cpg[l] - n)):
-                self.arena[e[2] : e[2] + e[5]] = 0
-                self.arena[e[2] : e[2] + e[4]] = self.arena[e[3] : e[3] + e[4]]
-            else:
-                keep.append(e)
-        self.pend = keep
+    def convert_address(self, w, q, a, space, to):
+        base = U64({"shared": SHARED_BASE, "local": LOCAL_BASE}.get(space, 0))
+        return a - base if to else a + base

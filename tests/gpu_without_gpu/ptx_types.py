@@ -26,10 +26,11 @@ DT = {
     "f32x2": U64,
 }
 UOF = {1: U8, 2: U16, 4: U32, 8: U64}
-GBASE = 0x10000000
-"""Generic address of the first byte of global memory."""
+GBASE, SHARED_BASE, LOCAL_BASE = 0x7F0000000000, 0x7E0000000000, 0x7D0000000000
+"""Generic addresses of the first bytes of global, shared and local memory."""
 SHWIN = 1 << 18
-"""Bytes of address space for one program's shared memory."""
+"""Bytes of address space of one block's shared memory: addresses below are the block's own, window r + 1 is that of
+block r of the cluster."""
 
 
 class PtxError(Exception):

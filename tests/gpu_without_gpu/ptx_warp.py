@@ -1,149 +1,145 @@
 """PTX instructions that the lanes of a warp carry out together."""
 
-import re
-
 import numpy as np
 
-from .ptx_types import DT, U16, U32, PtxError, bf2f
+from .ptx_types import U16, U32, PtxError, bf2f
+
+_LANE = np.arange(32)
+_GROUP, _QUAD = _LANE // 4, _LANE % 4
+
+
+def _fragment_places(K, narrow):
+    """Where the values of the registers of A, B and C lie in the flat matrices (16, K), (K, 8) and (16, 8)."""
+    parts, registers = (1, K // 2) if narrow else (2, K // 4)
+
+    def k(r, h):
+        return _QUAD + 4 * r if narrow else 2 * _QUAD + h + 8 * r
+
+    a = np.array([[(_GROUP + 8 * (r & 1)) * K + k(r >> 1, h) for h in range(parts)] for r in range(registers)])
+    b = np.array([[k(r, h) * 8 + _GROUP for h in range(parts)] for r in range(registers // 2)])
+    c = np.array([(_GROUP + 8 * (r >> 1)) * 8 + 2 * _QUAD + (r & 1) for r in range(4)])
+    return a.transpose(0, 2, 1).ravel(), b.transpose(0, 2, 1).ravel(), c
 
 
 class WarpCollectives:
-    def _full(self, m, what):
-        w = m.reshape(-1, 32)
-        if (w.any(1) != w.all(1)).any():
-            raise PtxError(what + ": warp not converged")
-        return np.flatnonzero(w.all(1))
+    """Part of the machine."""
 
-    def i_ldmatrix(self, x, P, O, ty):
-        n = {"x1": 1, "x2": 2, "x4": 4}[next(p for p in P if p in ("x1", "x2", "x4"))]
-        tr = "trans" in P
-        ds = [self.put(s) for s in self._vec(O[0])]
-        a = self.addr(O[1])
+    def __init__(self):
+        self.places = {}
 
-        def f(g, m):
-            W = self._full(m, "ldmatrix")
-            ad = a(g).reshape(-1, 32)
-            l = np.arange(32)
-            use = np.zeros(m.shape, bool).reshape(-1, 32)
-            use[W, : 8 * n] = True
-            o = self._off("shared", ad.ravel(), g, 16, use.ravel()).reshape(-1, 32)
-            v16 = self.arena.view(U16)
-            for j, d in enumerate(ds):
-                rows = o[:, 8 * j : 8 * j + 8] // 2  # [W,8]
-                M = v16[rows[:, :, None] + np.arange(8)]  # [W,8,8]
-                if tr:
-                    M = M.transpose(0, 2, 1)
-                lo, hi = M[:, l // 4, 2 * (l % 4)], M[:, l // 4, 2 * (l % 4) + 1]
-                d(g, m, (lo.astype(U32) | hi.astype(U32) << U32(16)).ravel())
+    @staticmethod
+    def _all(q, what):
+        if q is not None and not q.all():
+            raise PtxError(f"{what}: the warp has not converged, {int(q.sum())} lanes are here")
 
-        return f
+    @staticmethod
+    def _members(w, q, members, what):
+        """Lanes that carry the instruction out; all that its mask names must be here."""
+        here = np.ones(32, bool) if q is None else q
+        named = int(members[here.argmax()])
+        if any((named >> lane & 1) and not here[lane] and w.alive[lane] for lane in range(32)):
+            raise PtxError(f"{what}: lanes of the mask {named:#x} are not here, {int(here.sum())} are")
+        if any(not named >> int(lane) & 1 for lane in np.flatnonzero(here)):
+            raise PtxError(f"{what}: a lane is not in the mask {named:#x}")
+        return here
 
-    def i_stmatrix(self, x, P, O, ty):
-        n = {"x1": 1, "x2": 2, "x4": 4}[next(p for p in P if p in ("x1", "x2", "x4"))]
-        tr = "trans" in P
-        ss = [self.get(s, U32) for s in self._vec(O[1])]
-        a = self.addr(O[0])
+    def _matrix_rows(self, w, q, a, n):
+        self._all(q, "ldmatrix")
+        # The first 8 n lanes give addresses; those of the others are not looked at.
+        a = np.where(_LANE < 8 * n, a, a[0])
+        views, i = self.locate(w, None, a, "shared" if a.dtype.itemsize == 4 else "generic", 16)
+        return i[: 8 * n]
 
-        def f(g, m):
-            W = self._full(m, "stmatrix")
-            ad = a(g).reshape(-1, 32)
-            use = np.zeros(m.shape, bool).reshape(-1, 32)
-            use[W, : 8 * n] = True
-            o = self._off("shared", ad.ravel(), g, 16, use.ravel()).reshape(-1, 32)
-            v16 = self.arena.view(U16)
-            l = np.arange(32)
-            for j, s in enumerate(ss):
-                v = np.broadcast_to(s(g), m.shape).reshape(-1, 32)
-                M = np.zeros((v.shape[0], 8, 8), U16)
-                M[:, l // 4, 2 * (l % 4)] = v & U32(0xFFFF)
-                M[:, l // 4, 2 * (l % 4) + 1] = v >> U32(16)
-                if tr:
-                    M = M.transpose(0, 2, 1)
-                rows = o[:, 8 * j : 8 * j + 8] // 2
-                v16[(rows[:, :, None] + np.arange(8))[W]] = M[W]
+    def load_matrix(self, w, q, a, n, transposed):
+        i = self._matrix_rows(w, q, a, n)
+        if self.races:
+            self.races.read(w.clock_, w.slot, i, 16)
+        m = self.memory.rows(2, 8)[i].reshape(n, 8, 8)
+        m = m.transpose(0, 2, 1) if transposed else m
+        return np.ascontiguousarray(m).view(U32).reshape(n, 32)
 
-        return f
+    def store_matrix(self, w, q, a, values, transposed):
+        i = self._matrix_rows(w, q, a, len(values))
+        m = np.stack(values).view(U16).reshape(-1, 8, 8)
+        rows = (m.transpose(0, 2, 1) if transposed else m).reshape(-1, 8)
+        if self.races:
+            self.races.write(w.clock_, w.slot, i, 16, w.at, lambda: self.memory.rows(2, 8)[i] != rows)
+        self.memory.rows(2, 8)[i] = rows
 
-    def i_mma(self, x, P, O, ty):
-        shp = next(p for p in P if re.match(r"m\d+n\d+k\d+$", p))
-        i = P.index(shp)
-        dty, aty, bty, cty = P[-4:]
-        if (
-            (shp, aty)
-            not in (
-                ("m16n8k16", "bf16"),
-                ("m16n8k16", "f16"),
-                ("m16n8k8", "tf32"),
-                ("m16n8k8", "bf16"),
-                ("m16n8k8", "f16"),
-            )
-            or dty != "f32"
-            or P[i + 1 : i + 3] != ["row", "col"]
-        ):
-            raise PtxError("mma shape")
-        K = int(shp.split("k")[1])
-        ds = [self.put(s) for s in self._vec(O[0])]
-        A, B, C = ([self.get(s, U32 if j < 2 else np.float32) for s in self._vec(O[1 + j])] for j in range(3))
-        l = np.arange(32)
-        gq, q = l // 4, l % 4
+    def transposed(self, w, q, value):
+        self._all(q, "movmatrix")
+        m = np.ascontiguousarray(value).view(U16).reshape(8, 8).T
+        return np.ascontiguousarray(m).view(U32).reshape(32)
 
-        def un(u):
-            u = u.reshape(-1, 32)
-            if aty == "bf16":
-                return [bf2f(u & U32(0xFFFF)), (u & U32(0xFFFF0000)).view(np.float32)]
-            if aty == "f16":
-                return [
-                    (u & U32(0xFFFF)).astype(U16).view(np.float16).astype(np.float32),
-                    (u >> U32(16)).astype(U16).view(np.float16).astype(np.float32),
-                ]
-            return [(u & U32(0xFFFFE000)).view(np.float32)]
+    def matrix_product(self, w, q, K, ty, A, B, C):
+        self._all(q, "mma")
+        narrow = ty == "tf32"
+        if (K, narrow) not in self.places:
+            self.places[K, narrow] = _fragment_places(K, narrow)
+        at_a, at_b, at_c = self.places[K, narrow]
+        matrices = []
+        for registers, at in ((A, at_a), (B, at_b)):
+            bits = np.stack(registers)
+            if ty == "bf16":
+                values = bf2f(bits.view(U16))
+            elif ty == "f16":
+                values = bits.view(np.float16).astype(np.float32)
+            else:
+                # The unit does not look at the lower bits of a tf32 operand.
+                values = (bits & U32(0xFFFFE000)).view(np.float32)
+            flat = np.empty(at.size, np.float32)
+            flat[at] = values.ravel()
+            matrices.append(flat)
+        product = (matrices[0].reshape(16, K) @ matrices[1].reshape(K, 8)).ravel()
+        return [c + product[at] for c, at in zip(C, at_c)]
 
-        def f(g, m):
-            self._full(m, "mma")
-            nw = m.size // 32
-            bc = lambda s, t: np.ascontiguousarray(np.broadcast_to(s(g), m.shape)).view(t)
-            Am, Bm = np.zeros((nw, 16, K), np.float32), np.zeros((nw, K, 8), np.float32)
-            for r, s in enumerate(A):
-                for h, v in enumerate(un(bc(s, U32))):
-                    k = (2 * q + h + 8 * (r >> 1)) if aty != "tf32" else q + 4 * (r >> 1)
-                    Am[:, gq + 8 * (r & 1), k] = v
-            for r, s in enumerate(B):
-                for h, v in enumerate(un(bc(s, U32))):
-                    Bm[:, (2 * q + h + 8 * r) if aty != "tf32" else q + 4 * r, gq] = v
-            D = np.matmul(Am, Bm)
-            for r, (s, d) in enumerate(zip(C, ds)):
-                c = bc(s, np.float32).reshape(nw, 32)
-                d(g, m, (c + D[:, gq + 8 * (r >> 1), 2 * q + (r & 1)]).astype(np.float32).ravel())
+    def shuffle(self, w, q, mode, value, b, c, members):
+        here = self._members(w, q, members, "shfl")
+        b, c = b.astype(int), c.astype(int)
+        segment, clamp = (c >> 8) & 31, c & 31
+        low = _LANE & segment
+        high = low | (clamp & ~segment)
+        b = b & 31
+        source = {"bfly": _LANE ^ b, "idx": low | (b & ~segment), "up": _LANE - b, "down": _LANE + b}[mode]
+        inside = source >= high if mode == "up" else source <= high
+        source = np.where(inside, source, _LANE) & 31
+        lost = here & ~here[source]
+        if lost.any():
+            raise PtxError(f"shfl: lane {int(lost.argmax())} reads lane {int(source[lost][0])}, which is not here")
+        return value[source], inside
 
-        return f
+    def vote(self, w, q, mode, value, members):
+        here = self._members(w, q, members, "vote")
+        if mode == "ballot":
+            return np.full(32, np.packbits(value & here, bitorder="little").view(U32)[0], U32)
+        chosen = value[here]
+        return np.full(32, {"all": chosen.all(), "any": chosen.any(),
+                            "uni": chosen.all() or not chosen.any()}[mode], bool)
 
-    def i_shfl(self, x, P, O, ty):
-        mode = next(p for p in P if p in ("bfly", "idx", "up", "down"))
-        dd = O[0].split("|")
-        d = self.put(dd[0])
-        s, b, c = self.get(O[1], U32), self.get(O[2], U32), self.get(O[3], U32)
+    def match(self, w, q, everyone, value, members):
+        here = self._members(w, q, members, "match")
+        same = (value[:, None] == value[None, :]) & here[None, :]
+        masks = np.packbits(same, axis=1, bitorder="little").view(U32)[:, 0]
+        if not everyone:
+            return masks, here
+        equal = bool((value[here] == value[here][0]).all())
+        return np.full(32, masks[here.argmax()] if equal else 0, U32), np.full(32, equal)
 
-        def f(g, m):
-            v = np.broadcast_to(s(g), m.shape).reshape(-1, 32)
-            bb = np.broadcast_to(b(g), m.shape).reshape(-1, 32).astype(int)
-            cc = np.broadcast_to(c(g), m.shape).reshape(-1, 32).astype(int)
-            l = np.arange(32)[None]
-            seg, clamp = (cc >> 8) & 31, cc & 31
-            mx = (l & seg) | (clamp & ~seg)
-            mn = l & seg
-            j = {"bfly": l ^ bb, "idx": mn | (bb & ~seg), "up": l - bb, "down": l + bb}[mode]
-            ok = (j >= mx) if mode == "up" else (j <= mx)
-            d(g, m, np.take_along_axis(v, np.where(ok, j, l) & 31, 1).ravel())
+    def active(self, w, q):
+        here = np.ones(32, bool) if q is None else q
+        return np.full(32, np.packbits(here, bitorder="little").view(U32)[0], U32)
 
-        return f
+    def reduce(self, w, q, name, value, members, absolute, nan):
+        here = self._members(w, q, members, "redux")
+        chosen = np.abs(value[here]) if absolute else value[here]
+        functions = {"add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+                     "min": np.minimum if nan or value.dtype.kind != "f" else np.fmin,
+                     "max": np.maximum if nan or value.dtype.kind != "f" else np.fmax}
+        return np.full(32, functions[name].reduce(chosen, dtype=value.dtype), value.dtype)
 
-    def i_redux(self, x, P, O, ty):
-        combine = {"max": np.max, "min": np.min, "add": np.sum}[P[2]]
-        from_register, to = self.get(O[1], DT[ty]), self.put(O[0])
+    def elect(self, w, q, members):
+        here = self._members(w, q, members, "elect")
+        leader = int(here.argmax())
+        return np.full(32, leader, U32), _LANE == leader
 
-        def f(g, m):
-            self._full(m, "redux")
-            values = np.broadcast_to(from_register(g), m.shape).reshape(-1, 32)
-            to(g, m, np.repeat(combine(values, 1), 32).astype(DT[ty]))
 
-        return f

@@ -2,7 +2,8 @@
 
 A backend is a module with the functions ``inference``, ``forward`` and ``backward`` (signatures and shapes in
 :mod:`xlstm_fused.backends.reference`) and ``refuses(device_type, dtype, cell)``, which returns None or the reason in
-words. Modules are imported when first asked for.
+words; one that does not run heads of every size has ``too_large(head_dim, dtype)`` beside it. Modules are imported when
+first asked for.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ ORDER = ("cuda", "triton", "cpu", "reference")
 
 DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": "cpu"}
 """The device type that the table of :func:`backends` asks each backend about."""
-
-_NOT_WRITTEN = frozenset({"cuda"})
 
 
 class Backend(NamedTuple):
@@ -48,24 +47,27 @@ def load(name: str):
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str | None:
-    """Why backend ``name`` does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
-    if name in _NOT_WRITTEN:
-        return "this version of xlstm_fused does not have this backend yet"
-    return load(name).refuses(device_type, dtype, cell)
+def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str | None:
+    """Why backend ``name`` does not run ``cell`` in ``dtype`` on ``device_type``, with heads of ``head_dim`` units if
+    that is given; None if it does."""
+    backend = load(name)
+    reason = backend.refuses(device_type, dtype, cell)
+    if reason is None and head_dim is not None and hasattr(backend, "too_large"):
+        reason = backend.too_large(head_dim, dtype)
+    return reason
 
 
 # torch.compile runs this while it traces: importing a module is nothing to put into a graph.
 @torch.compiler.assume_constant_result
-def choose(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
+def choose(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str:
     """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first of those that does not refuse.
 
     Raises:
         RuntimeError: a named backend refuses.
     """
     if name == "auto":
-        return next(each for each in ORDER if refuses(each, device_type, dtype, cell) is None)
-    reason = refuses(name, device_type, dtype, cell)
+        return next(each for each in ORDER if refuses(each, device_type, dtype, cell, head_dim) is None)
+    reason = refuses(name, device_type, dtype, cell, head_dim)
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot run cell={cell!r} in {dtype} on a {device_type} device: {reason}")
     return name

@@ -1,0 +1,209 @@
+// The forward pass: programs with `units` units each of one head, direction and tile of sequences, which walk through
+// all steps together. Each has its rows of R and keeps the state of its units in registers; h goes to all of them.
+#pragma once
+
+#include "cuda/exchange.cuh"
+#include "cuda/place.cuh"
+
+namespace xlstm_fused::cuda {
+
+// h for the next step, of all units of the head and all sequences of the tile, in two buffers that take turns. A warp
+// writes what it has into its own program's and pushes it into the others'; one wait on the program's own barrier
+// covers both. No second wait protects a buffer from being overwritten: whoever has received all of h[t] knows that all
+// have read h[t - 1], since they needed it to compute their part.
+template <class Kind, int kTiles, Exchange kExchange>
+class HiddenExchange {
+ public:
+  using Storage = typename Element<Kind>::Storage;
+  static constexpr int kSlice = 8 * int(sizeof(Storage));  // bytes of a warp's units in a row
+
+  __device__ __forceinline__ HiddenExchange(char* shared, const Plan& plan, int rank)
+      : plan_(plan), rank_(rank), buffers_(shared + kChunkBytes), barriers_(shared_address(shared)) {
+    // Padding of the inner dimension stays zero for good.
+    const int words = 2 * kTiles * kTile * plan.row_bytes / 4;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) reinterpret_cast<uint32_t*>(buffers_)[i] = 0;
+    if constexpr (kExchange == Exchange::cluster) {
+      if (threadIdx.x == 0) {
+        barrier_init(barriers_, blockDim.x / 32);
+        barrier_init(barriers_ + 8, blockDim.x / 32);
+        fence_barrier_init();
+      }
+      cluster_barrier();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  __device__ __forceinline__ char* row(int64_t step, int column) const {
+    return buffers_ + (int(step & 1) * kTiles * kTile + column) * plan_.row_bytes;
+  }
+
+  __device__ __forceinline__ void write(int64_t step, int column, int64_t unit, float h) const {
+    Storage stored;
+    from_float(h, stored);
+    if constexpr (sizeof(Storage) == 4) stored = bits_float(Element<Kind>::operand(float_bits(stored)));
+    *reinterpret_cast<Storage*>(row(step, column) + unit * sizeof(Storage)) = stored;
+  }
+
+  // After all lanes of the warp have written: h is complete at `step` once all warps of all programs have sent it.
+  __device__ __forceinline__ void send(int64_t step) const {
+    if constexpr (kExchange == Exchange::cluster) {
+      __syncwarp();
+      const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+      const uint32_t barrier = barriers_ + 8 * uint32_t(step & 1);
+      const int at = rank_ * plan_.units * int(sizeof(Storage)) + warp * kSlice;
+#pragma unroll
+      for (int part = 0; part < kTiles * kSlice / 16; ++part) {
+        char* mine = row(step, part / (kSlice / 16) * kTile + lane % 8) + at + part % (kSlice / 16) * 16;
+        const uint4 value = *reinterpret_cast<const uint4*>(mine);
+        for (int peer = lane / 8; peer < plan_.programs; peer += 4) {
+          if (peer != rank_) push(peer_address(shared_address(mine), peer), value, peer_address(barrier, peer));
+        }
+      }
+      if (lane == 0) {
+        const int bytes = (plan_.programs - 1) * warps * kTiles * kTile * kSlice;
+        if (warp == 0) barrier_arrive_expect(barrier, bytes);
+        else barrier_arrive(barrier);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void wait(int64_t step) const {
+    if constexpr (kExchange == Exchange::cluster) {
+      barrier_wait(barriers_ + 8 * uint32_t(step & 1), uint32_t(step >> 1) & 1, plan_.watchdog);
+    } else {
+      __syncthreads();
+    }
+  }
+
+  // No program may leave while others still store to its shared memory.
+  __device__ __forceinline__ void finish() const {
+    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
+  }
+
+ private:
+  const Plan& plan_;
+  const int rank_;
+  char* const buffers_;
+  const uint32_t barriers_;
+};
+
+template <class Cell, class Kind, int kTiles, Exchange kExchange, int kRegisters>
+__device__ __forceinline__ void recurrence_fwd(const ForwardParams& p, const Plan& plan, char* shared, int rank) {
+  constexpr int G = Cell::G, S = Cell::S;
+  using Storage = typename Element<Kind>::Storage;
+  using Here = Place<Kind, kTiles>;
+  constexpr int kItems = Here::kItems;
+  const Here place(p, plan, rank);
+  const HiddenExchange<Kind, kTiles, kExchange> exchange(shared, plan, rank);
+  const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
+  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks);
+  matrix.keep(weights, 0);
+  const int64_t steps = place.steps();
+
+  float state[kItems][S], wx[kItems][G], mask[kItems];
+  int32_t row[kItems], next_row[kItems];
+  const auto walk = [&](int i) { return place.walk(i); };
+  // The state that a cut before `step` puts in the place of item i's.
+  const auto replace = [&](int i, int64_t cut) {
+    const int64_t at = place.in_reset(i, cut);
+    state[i][0] = load_or_zero<Storage>(p.reset_h, at);
+#pragma unroll
+    for (int j = 1; j < S; ++j) state[i][j] = load_or_zero<float>(p.reset_s, at + (j - 1) * place.reset_plane());
+  };
+  const auto load_wx = [&](int i, int64_t step, int32_t from) {
+    if (step >= walk(i).length) return;
+#pragma unroll
+    for (int g = 0; g < G; ++g) wx[i][g] = to_float(static_cast<const Storage*>(p.wx)[place.gate_in_row(from, g, G)]);
+  };
+  const auto row_of = [&](int i, int64_t step) { return step < walk(i).length ? int32_t(walk(i).row(step)) : 0; };
+
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const bool there = place.has_sequence(i) && place.has_unit();
+    const int64_t at = there ? place.in_sequence(i) : 0;
+    state[i][0] = there ? load_or_zero<Storage>(p.h0, at) : 0.0f;
+#pragma unroll
+    for (int j = 1; j < S; ++j) {
+      state[i][j] = there ? load_or_zero<float>(p.s0, at + (j - 1) * place.sequence_plane()) : 0.0f;
+    }
+    mask[i] = there && p.h_mask ? load_or_zero<Storage>(p.h_mask, at) : 1.0f;
+#pragma unroll
+    for (int g = 0; g < G; ++g) wx[i][g] = 0.0f;
+    row[i] = row_of(i, 0);
+    next_row[i] = row_of(i, 1);
+    if (walk(i).length > 0) {
+      const int64_t cut = walk(i).cut(0);
+      if (cut >= 0) replace(i, cut);
+    }
+    load_wx(i, 0, row[i]);
+    exchange.write(0, place.column(i), place.unit, state[i][0] * mask[i]);
+  }
+  if (steps > 0) exchange.send(0);
+
+#pragma unroll 1
+  for (int64_t step = 0; step < steps; ++step) {
+    exchange.wait(step);
+    Sums<kTiles> sums = {};
+    const char* operand = exchange.row(step, place.group) + place.q * 16;
+    matrix.template multiply<true>(sums, weights, 0, operand, plan.row_bytes);
+
+    float pre[kItems][G], next[kItems][S];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) pre[i][g] = wx[i][g] + sums.at(g, i / 2, i % 2);
+      // Behind the exchange and the product of the next step.
+      load_wx(i, step + 1, next_row[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      Cell::forward(pre[i], state[i], next[i]);
+      if (step >= walk(i).length) continue;
+      Storage stored;
+      from_float(next[i][0], stored);
+      state[i][0] = next[i][0] = to_float(stored);
+#pragma unroll
+      for (int j = 1; j < S; ++j) state[i][j] = next[i][j];
+      if (p.reset && step + 1 < walk(i).length) {
+        const int32_t source = place.backwards ? row[i] : next_row[i];
+        if (p.reset[source]) replace(i, source);
+      }
+    }
+    if (step + 1 < steps) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        exchange.write(step + 1, place.column(i), place.unit, state[i][0] * mask[i]);
+      }
+      exchange.send(step + 1);
+    }
+    // Nobody waits for these.
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (step < walk(i).length) {
+        const int64_t at = place.in_row(row[i]);
+        store<Storage>(p.output, at, next[i][0]);
+        if (p.pre) {
+#pragma unroll
+          for (int g = 0; g < G; ++g) store<Storage>(p.pre, place.gate_in_row(row[i], g, G), pre[i][g]);
+#pragma unroll
+          for (int j = 1; j < S; ++j) store<float>(p.states, at + (j - 1) * place.row_plane(), next[i][j]);
+        }
+      }
+      row[i] = next_row[i];
+      next_row[i] = row_of(i, step + 2);
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (!place.has_sequence(i) || !place.has_unit()) continue;
+    const int64_t at = place.in_sequence(i);
+    store<Storage>(p.h_n, at, state[i][0]);
+#pragma unroll
+    for (int j = 1; j < S; ++j) store<float>(p.s_n, at + (j - 1) * place.sequence_plane(), state[i][j]);
+  }
+  exchange.finish();
+}
+
+}  // namespace xlstm_fused::cuda

@@ -1,0 +1,47 @@
+// Launching the kernels, for code that knows nothing of CUDA.
+#pragma once
+
+#include "cuda/plan.h"
+#include "params.h"
+
+namespace xlstm_fused::cuda {
+
+// What is not the kernels' own affair in a launch.
+struct Launch {
+  Exchange exchange;
+  int tiles, warps;
+  int64_t shared_bytes;
+  int device;
+  void* stream;
+};
+
+// The kinds of numbers there are kernels for, by their names in Python and in namespace kinds of element.cuh.
+#define XLSTM_FUSED_KINDS(X, exchange) \
+  X(bfloat16, exchange)                \
+  X(float16, exchange)                 \
+  X(float32, exchange)                 \
+  X(tf32, exchange)
+
+#define XLSTM_FUSED_INSTANCES(X) \
+  XLSTM_FUSED_KINDS(X, alone)    \
+  XLSTM_FUSED_KINDS(X, cluster)
+
+// The kernel of a cell, by its place in cells/cells.h; nullptr where there is none.
+using Instances = const void* (*)(int cell, int tiles);
+
+// instances.cu: the kernels of each pass, kind and exchange.
+#define XLSTM_FUSED_DECLARE(kind, exchange)         \
+  const void* fwd_##kind##_##exchange(int, int);    \
+  const void* bwd_##kind##_##exchange(int, int);
+XLSTM_FUSED_INSTANCES(XLSTM_FUSED_DECLARE)
+#undef XLSTM_FUSED_DECLARE
+
+// Throw std::runtime_error with CUDA's words.
+void recurrence_fwd(const ForwardParams& params, const Plan& plan, const void* kernel, const Launch& launch);
+void recurrence_bwd(const BackwardParams& params, const Plan& plan, const void* weight_t, const void* kernel,
+                    const Launch& launch);
+
+// How many programs, or clusters of them, the device can run at once; 0 if not even one.
+int resident(const void* kernel, const Plan& plan, const Launch& launch);
+
+}  // namespace xlstm_fused::cuda

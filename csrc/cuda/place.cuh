@@ -1,0 +1,98 @@
+// Which numbers of a problem a thread has: one unit, and columns 2 q and 2 q + 1 of each tile of sequences.
+#pragma once
+
+#include "cuda/product.cuh"
+#include "params.h"
+
+namespace xlstm_fused::cuda {
+
+template <class Storage>
+__device__ __forceinline__ float load_or_zero(const void* p, int64_t index) {
+  return p ? to_float(static_cast<const Storage*>(p)[index]) : 0.0f;
+}
+
+template <class Storage>
+__device__ __forceinline__ void store(void* p, int64_t index, float x) {
+  from_float(x, static_cast<Storage*>(p)[index]);
+}
+
+template <class Kind, int kTiles>
+struct Place {
+  static constexpr int kItems = 2 * kTiles;  // sequences of a thread
+  const Problem& p;
+  const int rank;  // of the program among those that share the head
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, q = lane % 4;
+  const int64_t n = blockIdx.y, k = blockIdx.z;
+  const bool backwards;
+  const int local_unit;  // within the program
+  const int64_t unit, tile;
+
+  __device__ __forceinline__ Place(const Problem& problem, const Plan& plan, int cluster_rank)
+      : p(problem), rank(cluster_rank), backwards((blockIdx.z == 1) != problem.reverse),
+        local_unit(warp * 8 + group), unit(int64_t(rank) * plan.units + local_unit),
+        tile(blockIdx.x / plan.programs) {}
+
+  __device__ __forceinline__ bool has_unit() const { return unit < p.D; }
+
+  // Column of item i in the tile of kTiles * 8 sequences.
+  __device__ __forceinline__ int column(int i) const { return i / 2 * kTile + 2 * q + i % 2; }
+  __device__ __forceinline__ int64_t sequence(int i) const { return tile * kTiles * kTile + column(i); }
+  __device__ __forceinline__ bool has_sequence(int i) const { return sequence(i) < p.rows.B; }
+
+  // Length 0 where there is no such sequence or unit.
+  __device__ __forceinline__ Walk walk(int i) const {
+    const int64_t b = sequence(i);
+    if (!has_sequence(i) || !has_unit()) return {p.rows, 0, 0, backwards, p.reset};
+    return Walk::of(p.rows, p.reset, b, backwards);
+  }
+
+  // Of the longest sequence of the tile: all programs of the head take as many steps.
+  __device__ __forceinline__ int64_t steps() const {
+    int64_t longest = 0;
+    for (int column = 0; column < kTiles * kTile; ++column) {
+      const int64_t b = tile * kTiles * kTile + column;
+      if (b >= p.rows.B) break;
+      const int64_t length = sequence_length(p.rows, b);
+      longest = length > longest ? length : longest;
+    }
+    return longest;
+  }
+
+  // Indices into arrays over rows, of states and of gates, and into arrays over sequences.
+  __device__ __forceinline__ int64_t in_row(int64_t row) const { return ((row * p.K + k) * p.N + n) * p.D + unit; }
+  __device__ __forceinline__ int64_t gate_in_row(int64_t row, int gate, int gates) const {
+    return (((row * p.K + k) * gates + gate) * p.N + n) * p.D + unit;
+  }
+  __device__ __forceinline__ int64_t in_sequence(int i) const {
+    return ((k * p.rows.B + sequence(i)) * p.N + n) * p.D + unit;
+  }
+  __device__ __forceinline__ int64_t row_plane() const { return p.rows.P * p.K * p.N * p.D; }
+  __device__ __forceinline__ int64_t sequence_plane() const { return p.K * p.rows.B * p.N * p.D; }
+
+  // Where the reset state of item i lies, by the row that cuts; and the distance between its planes.
+  __device__ __forceinline__ int64_t in_reset(int i, int64_t cut) const {
+    return p.reset_per_row ? in_row(cut) : in_sequence(i);
+  }
+  __device__ __forceinline__ int64_t reset_plane() const { return p.reset_per_row ? row_plane() : sequence_plane(); }
+};
+
+// The rows of R for a job: the gates of the warp's eight units, so that a thread gets all gates of its unit.
+template <class Kind, int G, int kTiles>
+__device__ __forceinline__ MatrixRows<Kind> gate_rows(const Place<Kind, kTiles>& place) {
+  using Storage = typename Element<Kind>::Storage;
+  static_assert(G <= kBands, "more gates than bands of a job");
+  const Problem& p = place.p;
+  const auto* weight = static_cast<const Storage*>(p.weight_hh);
+  MatrixRows<Kind> rows;
+#pragma unroll
+  for (int g = 0; g < kBands; ++g) {
+    const bool there = g < G && place.has_unit();
+    rows.row[g] = there ? weight + (((place.k * G + g) * p.N + place.n) * p.D + place.unit) * p.D : nullptr;
+  }
+  rows.first = 0;
+  rows.limit = int(p.D);
+  rows.aligned = p.D * sizeof(Storage) % 16 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  return rows;
+}
+
+}  // namespace xlstm_fused::cuda

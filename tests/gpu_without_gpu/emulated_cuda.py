@@ -1,0 +1,85 @@
+"""The launches of the CUDA backend, carried out by the PTX interpreter: compiled by nvcc, run without a GPU."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import torch
+
+from xlstm_fused.backends.cuda import launch
+from xlstm_fused.backends.cuda import plan as planning
+
+from .cuda_kernels import DEVICES
+from .nvcc import Sources, Struct
+
+CSRC = Path(__file__).parents[2] / "csrc"
+ARCHS = {"alone": "sm_80", "cluster": "sm_90"}
+"""The GPU whose PTX all code of an exchange is made of: the first in CUDA_ARCHS of setup.py."""
+SOURCE = """#include "cells/cells.h"
+#include "cuda/kernels.cuh"
+namespace xlstm_fused::cuda {{
+template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::{exchange}>(
+    const __grid_constant__ {params}, const __grid_constant__ Plan{more});
+}}
+"""
+"""One kernel of the package's; compiling all that share its source file takes longer."""
+
+
+@functools.cache
+def sources(backward, cell, kind, tiles, exchange, csrc=CSRC):
+    name, params, more = ("bwd", "BackwardParams", ", const void*") if backward else ("fwd", "ForwardParams", "")
+    text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange,
+                         params=params, more=more)
+    return Sources(text, ARCHS[exchange], include=[csrc])
+
+
+def _value(each):
+    """A field of a parameter struct."""
+    if each is None or isinstance(each, torch.Tensor) and each.numel() == 0:
+        return "Q", 0
+    if isinstance(each, torch.Tensor):
+        each = each.detach()
+        return (each.view(torch.int16) if each.dtype == torch.bfloat16 else each).numpy()
+    return ("?", each) if isinstance(each, bool) else ("q", each)
+
+
+class Emulator:
+    """Takes the place of ``launch.call``."""
+
+    def __init__(self, schedule, seed, csrc):
+        self.schedule, self.seed, self.csrc = schedule, seed, csrc
+        self.launches = []
+
+    def __call__(self, backward, cell, kind, plan, device, problem, arrays, weight_t=None):
+        parameters = Struct(*map(_value, (*problem, *arrays)))
+        fields = Struct(*(("i", each) for each in plan.fields[:-1]), ("q", plan.fields[-1]))
+        B, K, N = problem[1], problem[8], problem[9]
+        grid = (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
+        rest = [_value(weight_t)] if backward else []
+        compiled = sources(backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
+        compiled.kernel().launch(
+            grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, cluster=plan.programs,
+            schedule=self.schedule, seed=self.seed)
+        self.launches.append((backward, kind, plan))
+
+
+@contextlib.contextmanager
+def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
+    """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
+
+    ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with
+    instead of the device's.
+    """
+    device = DEVICES[ARCHS[exchange]]
+    if shared_limit is not None:
+        device = device._replace(shared_limit=shared_limit)
+    before = launch.call, launch.forced_plan
+
+    def plan(D, itemsize, backward):
+        return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)
+
+    try:
+        launch.call, launch.forced_plan = Emulator(schedule, seed, csrc), plan
+        yield launch.call
+    finally:
+        launch.call, launch.forced_plan = before

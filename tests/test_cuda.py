@@ -1,0 +1,88 @@
+"""The CUDA kernels on a GPU, against the reference; what can be known without one is in test_cuda_ptx.py."""
+
+import random
+
+import pytest
+import torch
+from problems import LAYOUTS, RESETS, Problem
+from test_reference import through_autograd, through_ops
+from tolerances import assert_as_good_as, assert_close
+
+from xlstm_fused import FusedxLSTM
+from xlstm_fused.backends import refuses
+from xlstm_fused.cells import CELLS
+from xlstm_fused.rows import Rows
+
+REASON = refuses("cuda", "cuda", torch.float32, "lstm")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory"),
+              pytest.mark.skipif(REASON is not None, reason=f"no CUDA backend: {REASON}")]
+SHAPES = ((1, 1, 5, False, False), (1, 2, 33, True, True), (2, 1, 160, False, True), (1, 1, 300, True, False))
+# Every layout with every cell, and in turn every kind of reset, shape, direction and mask.
+COMBINATIONS = [(cell, layout, RESETS[(i + j) % len(RESETS)], *SHAPES[(i + 2 * j + i // 4) % len(SHAPES)])
+                for i, layout in enumerate(LAYOUTS) for j, cell in enumerate(CELLS)]
+
+
+def through_cuda(tensors, problem):
+    """Through the ops, on the GPU; results are on the CPU."""
+    there = {name: value.to("cuda") for name, value in tensors.items()}
+    return tuple(value.cpu() for value in through_ops(there, problem.on("cuda"), "cuda"))
+
+
+def check(problem):
+    """Values and gradients, by the table of tolerances."""
+    truth, reference = problem.to(torch.float64).run(through_autograd), problem.run(through_autograd)
+    for got, expected, other in zip(problem.run(through_cuda), truth, reference):
+        for name, value in got.items():
+            if problem.tensors["wx"].dtype == torch.float32:
+                assert_close(value, expected[name], name)
+            else:
+                assert_as_good_as(value, other[name], expected[name], name)
+
+
+@pytest.mark.parametrize("cell, layout, reset, K, N, D, reverse, masked", COMBINATIONS)
+def test_values_and_gradients(cell, layout, reset, K, N, D, reverse, masked):
+    check(Problem.random(cell, layout, K, N, D, reverse, reset, masked, initial=masked, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("D", (20, 250, 512, 700))
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bit_is_as_good_as_the_reference(cell, dtype, D):
+    problem = Problem.random(cell, "lengths", 2, 1, D, dtype=dtype)
+    # As in test_cpu.py: raw m' has a kink that rounding moves values across.
+    for index in (2, 4):
+        problem.cotangents[index].zero_()
+    check(problem)
+
+
+def test_many_sequences_take_two_tiles():
+    check(Problem.random("lstm", Rows.dense(3, 300, True), 2, 1, 256, reset="per row", dtype=torch.float32))
+
+
+def test_ten_thousand_launches_of_random_shapes():
+    """Both passes of each problem twice, with the same bits; some of them against the reference."""
+    draw = random.Random(int(torch.randint(1 << 31, ())))
+    for index in range(2500):
+        lengths = torch.tensor([draw.randint(0, 9) for _ in range(draw.choice((1, 2, 9, 17, 40)))])
+        problem = Problem.random(
+            draw.choice(list(CELLS)), Rows.dense(9, len(lengths), draw.random() < 0.5, lengths), draw.choice((1, 2)),
+            draw.choice((1, 3)), draw.choice((1, 20, 64, 100, 200, 256, 513, 800)), draw.random() < 0.5,
+            draw.choice(RESETS), draw.random() < 0.5, dtype=torch.float32)
+        first, second = problem.run(through_cuda), problem.run(through_cuda)
+        for a, b in zip(first, second):
+            assert all(torch.equal(value, b[name]) for name, value in a.items()), problem
+        if index % 50 == 0:
+            check(problem)
+
+
+def test_a_graph_captured_on_another_stream():
+    layer = FusedxLSTM(16, 256, device="cuda", dtype=torch.bfloat16, backend="cuda")
+    x = torch.randn(20, 3, 16, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, _ = layer(x)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(output, layer(x)[0])

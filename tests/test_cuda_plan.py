@@ -1,0 +1,113 @@
+"""The CUDA backend's choice of programs: a pure function, so no GPU is needed."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlstm_fused.backends import ORDER, choose, refuses
+from xlstm_fused.backends.cuda import plan as planning
+from xlstm_fused.backends.cuda.plan import Device, plans
+
+A100 = Device((8, 0), 108, 163 << 10)
+H100 = Device((9, 0), 132, 227 << 10)
+B200 = Device((10, 0), 148, 227 << 10)
+CSRC = Path(__file__).parents[1] / "csrc/cuda"
+
+
+def best(D, heads=1, B=16, itemsize=2, device=H100, backward=False):
+    return plans(D, heads, B, itemsize, device, backward)[0]
+
+
+@pytest.mark.parametrize("itemsize, D, forward, backward", (
+    (2, 1, 1, 1), (2, 64, 1, 1), (2, 128, 1, 1), (2, 256, 4, 4), (2, 512, 8, 8),
+    (4, 64, 1, 1), (4, 128, 2, 2), (4, 256, 4, 4), (4, 384, 8, 16)))
+def test_as_few_programs_as_hold_the_matrix(itemsize, D, forward, backward):
+    for is_backward, programs in enumerate((forward, backward)):
+        plan = best(D, itemsize=itemsize, backward=bool(is_backward))
+        assert plan.programs == programs and plan.resident
+        fewer = [each for each in plans(D, 1, 16, itemsize, H100, bool(is_backward)) if each.programs < programs]
+        assert not any(each.resident for each in fewer)
+
+
+@pytest.mark.parametrize("D, resident", ((768, True), (1024, False)))
+def test_as_many_as_there_can_be_where_none_hold_it(D, resident):
+    assert best(D).programs == best(D, backward=True).programs == 16
+    assert best(D).resident == resident and not best(D, backward=True).resident
+
+
+@pytest.mark.parametrize("device", (A100, H100, B200))
+@pytest.mark.parametrize("backward", (False, True))
+@pytest.mark.parametrize("itemsize", (2, 4))
+def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
+    for D in (*range(1, 140, 3), 192, 250, 256, 512, 513, 768, 1000, 1024):
+        for B, heads in ((1, 1), (16, 2), (64, 12), (1000, 1)):
+            for plan in plans(D, heads, B, itemsize, device, backward):
+                inner = 4 * plan.units if backward else D
+                assert plan.programs * plan.units >= D > (plan.units - 8) * plan.programs
+                assert plan.warps * 8 == plan.units and plan.warps <= planning.WARPS[plan.exchange]
+                assert plan.chunks * plan.splits * 64 >= inner * itemsize
+                assert plan.row_bytes % 128 == 64 and plan.row_bytes >= plan.chunks * plan.splits * 64
+                assert backward or plan.row_bytes >= plan.programs * plan.units * itemsize
+                assert plan.shared_bytes <= device.shared_limit
+                # What a barrier can count of bytes that peers send in one phase.
+                assert plan.programs * plan.splits * plan.tiles * plan.units * 8 * 4 < 1 << 20
+                assert device is not A100 or plan.exchange == "alone"
+
+
+def test_two_tiles_where_programs_would_take_turns():
+    assert best(512, B=64).tiles == 1
+    assert best(512, heads=2, B=128).tiles == 2
+
+
+def test_what_no_cluster_can_hold_is_refused():
+    assert plans(1025, 1, 1, 2, H100, False) == [] == plans(129, 1, 1, 2, A100, True)
+    assert not plans(1024, 1, 1, 2, H100, False)[0].resident
+
+
+def test_the_kernels_have_the_registers_that_the_plan_counts_on():
+    text = re.sub(r"\s+", " ", (CSRC / "kernels.cuh").read_text())
+    alone, cluster = re.search(r"alone\) return (backward \? \d+ : \d+); return (.*?); }", text).groups()
+    for (exchange, tiles, backward), count in planning.REGISTERS.items():
+        source = alone if exchange == "alone" else cluster
+        branches = dict(zip((True, False), re.match(r"backward \? (.+) : (.+)", source).groups() if exchange == "alone"
+                            else re.match(r"backward \? \((.+)\) : \((.+)\)", source).groups()))
+        numbers = [int(each) for each in re.findall(r"(?<!== )\b\d+", branches[backward])]
+        assert numbers[min(tiles, len(numbers)) - 1] == count
+
+
+def test_refusals():
+    assert refuses("cuda", "cpu", torch.float32, "lstm") == "it runs on NVIDIA GPUs, not on cpu devices"
+    assert "not float64" in refuses("cuda", "cuda", torch.float64, "lstm")
+    assert refuses("cuda", "cuda", torch.float32, "lstm") or torch.cuda.is_available()
+
+
+def test_a_missing_extension_says_why(monkeypatch, tmp_path):
+    cuda = importlib.import_module("xlstm_fused.backends.cuda")
+    monkeypatch.setattr(cuda, "_cuda", None)
+    monkeypatch.setattr(cuda, "_import_error", "no such thing", raising=False)
+    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "backends/cuda/__init__.py"))
+    assert cuda._why_missing() == "its extension does not load: no such thing"
+    (tmp_path / "_build.json").write_text('{"cuda": "nvcc, the compiler of CUDA, was not found"}')
+    cuda._missing.cache_clear()
+    assert refuses("cuda", "cuda", torch.float32, "lstm") == "nvcc, the compiler of CUDA, was not found"
+    cuda._missing.cache_clear()
+
+
+def test_auto_passes_over_a_backend_that_refuses_the_size(monkeypatch):
+    """A head that no cluster holds: auto takes the next backend, and the name raises with the reason."""
+    module = importlib.import_module("xlstm_fused.backends.cuda")
+    triton = importlib.import_module("xlstm_fused.backends.triton")
+    monkeypatch.setattr(module, "_missing", lambda device_type: None)
+    monkeypatch.setattr(triton, "_missing", lambda device_type: None)
+    monkeypatch.setattr(module, "device_type_for_tests", "cpu")
+    monkeypatch.setattr(triton, "device_type_for_tests", "cpu")
+    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
+    monkeypatch.setattr(launch, "too_large", lambda D, dtype: "too large" if D > 1024 else None)
+    assert ORDER[:2] == ("cuda", "triton")
+    assert choose("auto", "cpu", torch.float32, "lstm", 1024) == "cuda"
+    assert choose("auto", "cpu", torch.float32, "lstm", 1025) == "triton"
+    with pytest.raises(RuntimeError, match="cannot run cell.*too large"):
+        choose("cuda", "cpu", torch.float32, "lstm", 1025)

@@ -1,0 +1,161 @@
+"""The CUDA kernels as compiled: the PTX that nvcc makes of them, run by an interpreter of PTX that orders what programs
+do at random, lets stores to peers land late, and reports accesses that nothing orders."""
+
+import importlib
+import shutil
+
+import pytest
+import torch
+from gpu_without_gpu.nvcc import nvcc_path
+from problems import Problem
+from test_reference import through_autograd, through_ops
+from tolerances import assert_as_good_as, assert_close
+
+from xlstm_fused.rows import Rows
+
+if nvcc_path() is None:
+    pytest.skip("there is no nvcc", allow_module_level=True)
+
+from gpu_without_gpu.emulated_cuda import CSRC, emulated
+from gpu_without_gpu.ptx_types import PtxError
+
+from xlstm_fused.backends.cuda import plan as planning
+
+cuda = importlib.import_module("xlstm_fused.backends.cuda")
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(poisoned_memory):
+    cuda.device_type_for_tests = "cpu"
+    yield
+    cuda.device_type_for_tests = "cuda"
+
+
+def small(cell, D, dtype, reset="none", K=1, masked=False, B=4):
+    rows = Rows.dense(3, B, False, torch.tensor([3, 1, 0, 2] * B)[:B])
+    problem = Problem.random(cell, rows, K, 1, D, False, reset, masked, dtype=dtype)
+    # As in test_cpu.py: raw m' has a kink that rounding moves values across.
+    for index in (2, 4) if dtype != FP32 else ():
+        problem.cotangents[index].zero_()
+    return problem
+
+
+def run(problem, *arguments, **options):
+    """``(values, gradients, emulator)`` of one pass each way."""
+    with emulated(*arguments, **options) as emulator:
+        return *problem.run(lambda tensors, problem: through_ops(tensors, problem, "cuda")), emulator
+
+
+def check(problem, *arguments, **options):
+    """Runs and compares; returns the plans of both launches."""
+    truth, reference = problem.to(torch.float64).run(through_autograd), problem.run(through_autograd)
+    *results, emulator = run(problem, *arguments, **options)
+    for got, expected, other in zip(results, truth, reference):
+        for name, value in got.items():
+            if problem.tensors["wx"].dtype == FP32:
+                assert_close(value, expected[name], name)
+            else:
+                assert_as_good_as(value, other[name], expected[name], name)
+    assert [backward for backward, _, _ in emulator.launches] == [False, True]
+    return [plan for _, _, plan in emulator.launches]
+
+
+@pytest.mark.parametrize("cell, D, dtype, reset, masked", (
+    ("slstm", 33, FP32, "per row", True), ("lstm", 20, BF16, "none", False), ("gru", 24, FP16, "per sequence", True)))
+def test_one_program(cell, D, dtype, reset, masked):
+    check(small(cell, D, dtype, reset, masked=masked))
+
+
+@pytest.mark.parametrize("cell, D, dtype, programs, tiles, reset, K, masked, B", (
+    ("slstm", 37, BF16, 4, 1, "per row", 2, True, 11),
+    ("lstm", 40, FP32, 2, 2, "per sequence", 1, True, 5),
+    ("lstm", 34, FP16, 2, 2, "zero", 1, False, 3),
+    ("gru", 20, FP32, 2, 1, "per row", 1, True, 5),
+    ("gru", 34, BF16, 2, 2, "per sequence", 2, False, 3)))
+def test_clusters(cell, D, dtype, programs, tiles, reset, K, masked, B):
+    """Odd sizes, programs without a unit, tiles that are not full, both directions, every kind of reset."""
+    check(small(cell, D, dtype, reset, K, masked, B), "cluster", programs, tiles, schedule="random", seed=3)
+
+
+@pytest.mark.parametrize("rows, N, K, reverse", (
+    (Rows.dense(2, 3, True), 1, 1, True),
+    (Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1, True),
+    (Rows.cumulative(torch.tensor([0, 2, 2, 5]), 5), 2, 2, False)), ids=("batch-first", "packed", "cu_seqlens"))
+def test_layouts_and_heads(rows, N, K, reverse):
+    check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), "cluster", 2)
+
+
+def test_tf32_is_as_good_as_its_digits():
+    """Where the user allows it: ten bits of the factors, so errors of 1e-3 and not of 1e-6."""
+    problem = small("lstm", 20, FP32)
+    expected = problem.to(torch.float64).run(through_autograd)
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        *results, emulator = run(problem, "cluster", 2)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert {kind for _, kind, _ in emulator.launches} == {"tf32"}
+    worst = 0
+    for got, truth in zip(results, expected):
+        for name, value in got.items():
+            error = ((value.double() - truth[name]).norm() / truth[name].norm()).item()
+            assert error < 2**-9, name
+            worst = max(worst, error)
+    assert worst > 2**-16
+
+
+def test_what_does_not_fit_on_chip_is_read_at_every_step():
+    """Forward a third of R is in registers, a third in shared memory, the rest in neither; backward all of it."""
+    forward, backward = check(small("lstm", 72, BF16), shared_limit=25_000)
+    assert (forward.chunks, forward.shared_chunks, backward.shared_chunks) == (3, 1, 0)
+    assert not forward.resident and not backward.resident
+
+
+def test_bitwise_the_same_in_every_order_of_programs():
+    problem = small("lstm", 20, BF16)
+    first, second = (run(problem, "cluster", 2, schedule="random", seed=seed) for seed in (1, 2))
+    for a, b in zip(first[:2], second[:2]):
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+MUTANTS = {
+    "no wait for h": ("forward.cuh", "    exchange.wait(step);\n", ""),
+    "one buffer of h": ("forward.cuh", "buffers_ + (int(step & 1) * kTiles * kTile + column)", "buffers_ + (column)"),
+    "a warp's bytes not waited for": (
+        "forward.cuh", "(plan_.programs - 1) * warps * kTiles", "(plan_.programs - 1) * (warps - 1) * kTiles"),
+    "no wait for the sums": ("backward.cuh", "    exchange.wait(turn);\n", ""),
+    "one buffer of sums": ("backward.cuh", "kExchange == Exchange::alone ? 0 : (turn & 1)", "0 * (turn & 1)"),
+    "no barrier between cell and product": (
+        "backward.cuh", "    __syncthreads();\n\n    for (int job", "    for (int job"),
+    "a shifted unit": ("place.cuh", "return unit < p.D; }", "return unit <= p.D; }"),
+}
+
+
+def mutated(tmp_path, file, right, wrong):
+    """A copy of the sources in which one place is changed."""
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    path = tmp_path / "csrc/cuda" / file
+    assert path.read_text().count(right) == 1
+    path.write_text(path.read_text().replace(right, wrong))
+    return tmp_path / "csrc"
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_shows(name, tmp_path):
+    csrc = mutated(tmp_path, *MUTANTS[name])
+    # Three warps in each program, the last of which has padding.
+    with pytest.raises((AssertionError, PtxError)):
+        for seed in range(1, 4):
+            check(small("lstm", 34, BF16), "cluster", 2, csrc=csrc, schedule="random", seed=seed)
+
+
+@pytest.mark.parametrize("file, right", (("forward.cuh", "kTiles * kTile * kSlice;\n"),
+                                         ("backward.cuh", "kTile * int(sizeof(float));\n")))
+def test_a_message_that_never_comes_ends_the_kernel(file, right, tmp_path, monkeypatch):
+    """A barrier is told of more bytes than are sent: the wait gives up, after a time that is short here."""
+    csrc = mutated(tmp_path, file, right, right.replace(";", " + 16;"))
+    monkeypatch.setattr(planning, "WATCHDOG", 2000)
+    with pytest.raises(PtxError, match="traps"):
+        check(small("lstm", 20, BF16), "cluster", 2, csrc=csrc)

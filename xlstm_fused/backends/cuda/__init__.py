@@ -1,0 +1,86 @@
+"""The CUDA backend: one kernel per pass walks all steps, R on chip, h passed on within a cluster of programs.
+
+Shapes are those of :mod:`xlstm_fused.backends.reference`. NVIDIA GPUs of compute capability 8, 9 and 10.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+try:
+    from ... import _cuda
+except ImportError as error:
+    _cuda, _import_error = None, str(error)
+
+device_type_for_tests = "cuda"
+"""For tests: "cpu" where an interpreter runs the kernels."""
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why this backend does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
+    if device_type != device_type_for_tests:
+        return f"it runs on NVIDIA GPUs, not on {device_type} devices"
+    if dtype not in _DTYPES:
+        return f"it runs float32, bfloat16, float16, not {str(dtype).removeprefix('torch.')}"
+    reason = _missing(device_type)
+    if reason is None and device_type == "cuda" and cell not in _cuda.cells():
+        reason = f"it has no kernel for cell {cell!r}"
+    return reason
+
+
+def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
+    """Why heads of so many units cannot be run on the current device; None if they can."""
+    return _launch().too_large(head_dim, dtype)
+
+
+@functools.cache
+def _missing(device_type):
+    """What this machine lacks to run it on a device of that type; None for nothing."""
+    if device_type == "cpu":
+        return None
+    if _cuda is None:
+        return _why_missing()
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU on this machine"
+    major, minor = torch.cuda.get_device_capability()
+    if str(major) not in {arch[:-1] for arch in _cuda.archs.split()}:
+        built = ", ".join(f"{arch[:-1]}.x" for arch in _cuda.archs.split())
+        return f"it is built for GPUs of compute capability {built}, not {major}.{minor}"
+    return None
+
+
+def _why_missing() -> str:
+    """Why there is no extension: what the build noted, else the error of the import."""
+    note = Path(__file__).parents[2] / "_build.json"
+    try:
+        reason = json.loads(note.read_text()).get("cuda")
+    except (OSError, ValueError):
+        reason = None
+    return reason or f"its extension does not load: {_import_error}"
+
+
+def inference(*arguments):
+    """``(output, h_n, s_n)``."""
+    return _launch().forward(False, *arguments)
+
+
+def forward(*arguments):
+    """``(output, h_n, s_n, pre, states)``."""
+    return _launch().forward(True, *arguments)
+
+
+def backward(*arguments):
+    """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
+    return _launch().backward(*arguments)
+
+
+def _launch():
+    from . import launch
+
+    return launch

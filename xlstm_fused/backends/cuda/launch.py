@@ -1,0 +1,177 @@
+"""From tensors to kernel launches, for both passes. Shapes are those of :mod:`xlstm_fused.backends.reference`."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ...cells import CELLS
+from ...dtypes import state_dtype
+from . import _cuda
+from . import plan as planning
+
+forced_plan = None
+"""For tests: ``function(D, itemsize, backward)`` that returns the :class:`plan.Plan` to run."""
+
+
+@functools.cache
+def device_of(device: torch.device) -> planning.Device:
+    """What the choice of a plan needs to know of a device."""
+    properties = torch.cuda.get_device_properties(device)
+    return planning.Device((properties.major, properties.minor), properties.multi_processor_count,
+                           properties.shared_memory_per_block_optin)
+
+
+@functools.cache
+def _is_resident(cell, kind, backward, plan, index) -> bool:
+    """Whether the driver can have the plan's programs, or one cluster of them, resident at once."""
+    return _cuda.resident(cell, kind, backward, plan[:4], plan.fields, index) > 0
+
+
+def choose_plan(D, heads, B, cell, kind, itemsize, device, backward) -> planning.Plan:
+    """The best plan that the device has room for.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if forced_plan is not None:
+        return forced_plan(D, itemsize, backward)
+    for plan in planning.plans(D, heads, B, itemsize, device_of(device), backward):
+        if _is_resident(cell, kind, backward, plan, device.index):
+            return plan
+    raise RuntimeError(f"backend='cuda': {device} has no room for a head of {D} units: use backend='triton'")
+
+
+def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
+    """Why heads of so many units cannot be run on the current device; None if they can."""
+    if forced_plan is not None:
+        return None
+    device = device_of(torch.device("cuda", torch.cuda.current_device()))
+    if all(planning.plans(head_dim, 1, 1, dtype.itemsize, device, backward) for backward in (False, True)):
+        return None
+    return f"no cluster of programs holds a head of {head_dim} units on a GPU of compute capability " + (
+        ".".join(map(str, device.capability)))
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """The kernels' name for numbers of this dtype: float32 has two, by torch's own setting for matrix products."""
+    if dtype != torch.float32:
+        return str(dtype).removeprefix("torch.")
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 and later have three settings and are strict about mixing them with the switch of old.
+    allowed = matmul.fp32_precision == "tf32" if hasattr(torch.backends, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if allowed else "float32"
+
+
+def _address(value):
+    return 0 if value is None or value.numel() == 0 else value.data_ptr()
+
+
+def call(backward, cell, kind, plan, device, problem, arrays, weight_t=None):
+    """Launch one kernel on the current stream of ``device``. In ``problem`` and ``arrays``, which are the structs of
+    csrc/params.h, tensors stand for addresses, and None for 0."""
+    problem = tuple(_address(each) if each is None or isinstance(each, torch.Tensor) else each for each in problem)
+    arrays = tuple(map(_address, arrays))
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        arguments = cell, kind, plan[:4], plan.fields, device.index, stream, problem, arrays
+        if backward:
+            _cuda.backward(*arguments, _address(weight_t))
+        else:
+            _cuda.forward(*arguments)
+
+
+class _Problem:
+    """The shapes of one problem, its checked arguments, and what both passes share."""
+
+    def __init__(self, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+        if weight_hh.dim() != 5:
+            raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_hh.shape)}")
+        self.device, self.storage, self.state = weight_hh.device, weight_hh.dtype, state_dtype(weight_hh.dtype)
+        K, _, N, D, _ = weight_hh.shape
+        G, others, P, B = len(CELLS[cell].gates), len(CELLS[cell].states) - 1, rows.P, rows.B
+        if P >= 1 << 31:
+            raise ValueError(f"expected fewer than 2^31 rows, got {P}")
+        self.rows, self.cell, self.kind = rows, cell, kind_of(self.storage)
+        self.gates, self.output, self.states = (P, K, G, N, D), (P, K, N, D), (others, P, K, N, D)
+        self.h0, self.s0 = (K, B, N, D), (others, K, B, N, D)
+        self.reset_h, self.reset_s = (self.output, self.states) if reset_per_row else (self.h0, self.s0)
+        check, index = self.check, torch.int64
+        self.fields = (
+            rows.T, B, P, rows.time_stride, rows.batch_stride,
+            check("time_offset", rows.time_offset, (rows.T,), index),
+            check("batch_offset", rows.batch_offset, (B,), index), check("length", rows.length, (B,), index),
+            K, N, D, reverse, reset_per_row, check("weight_hh", weight_hh, (K, G, N, D, D), self.storage),
+            check("h0", h0, self.h0, self.storage), check("s0", s0, self.s0, self.state),
+            check("reset", reset, (P,), torch.uint8), check("reset_h", reset_h, self.reset_h, self.storage),
+            check("reset_s", reset_s, self.reset_s, self.state), check("h_mask", h_mask, self.h0, self.storage))
+        self.sizes = D, K * N, B
+
+    def check(self, name, value, shape, dtype):
+        """``value`` if it is what a kernel can take, or None; else an error."""
+        if value is None:
+            return None
+        if value.device != self.device:
+            raise RuntimeError(f"{name}: expected a tensor on {self.device}, got one on {value.device}")
+        if value.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+        if not value.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
+        return value
+
+    def new(self, shape, dtype):
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def new_over_rows(self, shape, dtype):
+        """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
+        make = torch.zeros if self.rows.has_padding else torch.empty
+        return make(shape, dtype=dtype, device=self.device)
+
+    def run(self, backward, arrays, weight_t=None):
+        D, heads, B = self.sizes
+        if B == 0 or heads * D == 0:
+            return
+        plan = choose_plan(D, heads, B, self.cell, self.kind, self.storage.itemsize, self.device, backward)
+        call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, weight_t)
+
+
+def forward(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
+    problem = _Problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    storage, state = problem.storage, problem.state
+    wx = problem.check("wx", wx, problem.gates, storage)
+    output = problem.new_over_rows(problem.output, storage)
+    h_n, s_n = problem.new(problem.h0, storage), problem.new(problem.s0, state)
+    saved = ()
+    if save:
+        saved = problem.new_over_rows(problem.gates, storage), problem.new_over_rows(problem.states, state)
+    problem.run(False, (wx, output, h_n, s_n, *(saved or (None, None))))
+    return output, h_n, s_n, *saved
+
+
+def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
+             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+    """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
+    problem = _Problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    storage, state = problem.storage, problem.state
+    inputs = (("pre", pre, problem.gates, storage), ("states", states, problem.states, state),
+              ("output", output, problem.output, storage), ("d_output", d_output, problem.output, storage),
+              ("d_h_n", d_h_n, problem.h0, storage), ("d_s_n", d_s_n, problem.s0, state),
+              ("d_pre", d_pre, problem.gates, storage), ("d_states", d_states, problem.states, state))
+    # Gradients come from autograd with any strides.
+    inputs = [problem.check(name, value if value is None else value.contiguous(), *rest)
+              for name, value, *rest in inputs]
+    dpre = problem.new_over_rows(problem.gates, storage)
+    dh0, ds0 = problem.new(problem.h0, storage), problem.new(problem.s0, state)
+    # The kernel writes only where a reset is.
+    dreset_h, dreset_s = (
+        torch.zeros(0 if value is None else shape, dtype=dtype, device=problem.device)
+        for value, shape, dtype in ((reset_h, problem.reset_h, storage), (reset_s, problem.reset_s, state)))
+    results = dpre, dh0, ds0, dreset_h, dreset_s
+    # Its rows are then as contiguous along the inner dimension of this product as those of R along the forward one's.
+    weight_t = weight_hh.permute(0, 2, 4, 3, 1).contiguous()
+    problem.run(True, (*inputs, *(each if each.numel() else None for each in results)), weight_t)
+    return results

@@ -1,0 +1,117 @@
+"""How a recurrence is spread over programs (CTAs): a pure function of the problem and the device, nothing else.
+
+A program has ``units`` units of one head and direction, a warp for each 8 of them, and a tile of sequences. Its part of
+R, ``4 * units * D`` numbers, decides: registers and shared memory of one program hold a small head, those of a cluster
+of up to 16 programs one four times and more as large; what does not fit is read from memory at every step.
+"""
+
+from typing import NamedTuple
+
+GATES = 4
+TILE = 8
+"""Sequences of one tile of the matrix instruction."""
+CHUNK = 64
+"""Bytes of the inner dimension that a warp loads at a time."""
+CLUSTERS = (2, 4, 8, 16)
+WARPS = {"alone": 16, "cluster": 8}
+"""Most warps of a program; so many registers each thread can have."""
+REGISTERS = {("alone", 1, False): 1, ("alone", 1, True): 0, ("cluster", 1, False): 8, ("cluster", 2, False): 6,
+             ("cluster", 1, True): 5, ("cluster", 2, True): 3}
+"""Chunks of R in a thread's registers by exchange, tiles and pass: ``registers`` in csrc/cuda/kernels.cuh."""
+WATCHDOG = 10_000_000_000
+"""Nanoseconds that a program waits for another before the kernel fails: 10 s."""
+
+
+class Device(NamedTuple):
+    """What the choice depends on of a GPU."""
+
+    capability: tuple[int, int]
+    processors: int
+    """Multiprocessors."""
+    shared_limit: int
+    """Bytes of shared memory that one program can have."""
+
+
+class Plan(NamedTuple):
+    """The programs of a launch; from ``programs`` on the fields of Plan in csrc/cuda/plan.h, which explains them."""
+
+    exchange: str
+    tiles: int
+    """Tiles of 8 sequences of each program."""
+    warps: int
+    shared_bytes: int
+    programs: int
+    units: int
+    chunks: int
+    splits: int
+    shared_chunks: int
+    row_bytes: int
+    partials: int
+    fragments: int
+    watchdog: int
+    resident: bool
+    """Whether all of R stays on chip; not a field of the struct."""
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """What the kernels are given."""
+        return self[4:13]
+
+
+def _ceil(a, b):
+    return -(-a // b)
+
+
+def _row_bytes(size):
+    """``size`` bytes or more, 64 modulo 128: then eight lanes that load 16 bytes each meet no bank twice."""
+    return _ceil(size, CHUNK) * CHUNK if _ceil(size, CHUNK) % 2 else (_ceil(size, CHUNK) + 1) * CHUNK
+
+
+def plan_for(exchange, programs, tiles, D, itemsize, device, backward) -> Plan | None:
+    """The plan with so many programs for a head of D units; None if it is impossible."""
+    units = _ceil(_ceil(D, programs), 8) * 8
+    warps = units // 8
+    if warps > WARPS[exchange]:
+        return None
+    if backward:
+        groups = _ceil(programs * units, 32)
+        inner = _ceil(GATES * units * itemsize, CHUNK)
+        splits = min(max(1, warps // groups), inner)
+        chunks = _ceil(inner, splits)
+        jobs = _ceil(groups * splits, warps)
+        row_bytes = _row_bytes(splits * chunks * CHUNK)
+        partials = CHUNK + tiles * TILE * row_bytes
+        fragments = partials + (1 if exchange == "alone" else 2) * programs * splits * tiles * units * TILE * 4
+    else:
+        splits, jobs, chunks = 1, 1, _ceil(D * itemsize, CHUNK)
+        row_bytes = _row_bytes(max(chunks * CHUNK, programs * units * itemsize))
+        partials, fragments = 0, CHUNK + 2 * tiles * TILE * row_bytes
+    wanted = jobs * chunks - min(REGISTERS[exchange, tiles, backward], chunks)
+    # A thread's 16 bytes of each of four bands of 8 rows.
+    chunk_bytes = warps * 32 * 4 * 16
+    shared_chunks = min(wanted, (device.shared_limit - fragments) // chunk_bytes)
+    if shared_chunks < 0:
+        return None
+    return Plan(exchange, tiles, warps, fragments + shared_chunks * chunk_bytes, programs, units, chunks, splits,
+                shared_chunks, row_bytes, partials, fragments, WATCHDOG, shared_chunks == wanted)
+
+
+def plans(D, heads, B, itemsize, device, backward) -> list[Plan]:
+    """The plans for ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences, the best first.
+
+    Empty where the head is too large. Which of them the device has room for at the moment is asked of its driver.
+    """
+    sizes = [("alone", 1)]
+    if device.capability[0] in (9, 10):
+        sizes += [("cluster", programs) for programs in CLUSTERS]
+    results = []
+    for exchange, programs in sizes:
+        # Two tiles in a program take less time than two programs one after the other.
+        crowded = _ceil(B, TILE) * heads * programs > device.processors
+        tiles = 2 if crowded and exchange == "cluster" else 1
+        results.append(plan_for(exchange, programs, tiles, D, itemsize, device, backward))
+    results = [each for each in results if each is not None]
+    # Few programs have few to wait for; but reading R at every step costs more, and less to each of many.
+    resident = [each for each in results if each.resident]
+    streaming = [each for each in results if not each.resident]
+    return resident + streaming[::-1]
