@@ -8,6 +8,8 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 # What tests compare with, installed without what only their GPU kernels and trained models need.
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 RUFF = 0.17.6
+MYPY = 2.4.1
+LINTERS = .venv/linters-$(RUFF)-$(MYPY)
 LIBARCHER = /usr/lib/llvm-14/lib/libarcher.so
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
@@ -21,14 +23,14 @@ SANITIZER = compute-sanitizer --error-exitcode 1
 SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py \
 	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
 
-.PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu fuzz soak \
-	large kernels info clean
+.PHONY: help build demo test test-triton-3.6 lint ruff mypy cppcheck warnings sanitize sanitize-address \
+	sanitize-thread sanitize-gpu fuzz soak large kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
-	@echo "make lint   - build, then run ruff, cppcheck and the compiler with warnings as errors"
+	@echo "make lint   - build, then run ruff, mypy, cppcheck and the compiler with warnings as errors"
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
 	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
 	@echo "make sanitize-gpu - build, then run Triton kernels on a GPU under compute-sanitizer"
@@ -41,7 +43,7 @@ help:
 
 $(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv .venv
-	rm -f .venv/installed*
+	rm -f .venv/installed* .venv/linters*
 	$(PIP_INSTALL) -e ".[test]"
 	$(PIP_INSTALL) --no-deps $(ORACLES)
 	touch $@
@@ -54,13 +56,27 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Warnings are errors here only: a user's newer compiler may have new ones. pre-commit runs ruff by the same version.
-lint: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet ruff==$(RUFF)
+# pre-commit runs the first three of these, too.
+lint: ruff mypy cppcheck warnings
+
+$(LINTERS): $(INSTALLED)
+	$(PIP_INSTALL) ruff==$(RUFF) mypy==$(MYPY)
+	touch $@
+
+ruff: $(LINTERS)
 	$(BIN)/ruff check
+
+mypy: $(LINTERS)
+	$(BIN)/mypy
+
+cppcheck:
 	@command -v cppcheck >/dev/null || echo "make lint: cppcheck is not installed, so csrc is seen by the compiler only"
-	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
-	    --suppress=missingIncludeSystem -Icsrc -DXLSTM_FUSED_ISA=portable csrc
+	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ \
+	    --enable=warning,performance,portability --error-exitcode=1 --suppress=missingIncludeSystem -Icsrc \
+	    -DXLSTM_FUSED_ISA=portable csrc
+
+# Warnings are errors here only: a user's newer compiler may have new ones.
+warnings: $(INSTALLED)
 	CXXFLAGS="-O0 -Wall -Wextra -Werror" $(BIN)/python setup.py -q build_ext --build-lib build/warnings
 	! grep -q compile build/warnings/xlstm_fused/_build.json
 
