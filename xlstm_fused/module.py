@@ -19,7 +19,7 @@ from .states import Given, States, by_layer
 from .trace import LayerTrace, Trace, layer_trace
 
 Output: TypeAlias = "Tensor | PackedSequence"
-Final: TypeAlias = "Tensor | tuple[Tensor, ...]"
+FinalState: TypeAlias = "Tensor | tuple[Tensor, ...]"
 _MODES = {"gru": "GRU"}
 """What :class:`torch.nn.RNNBase` calls the layer that one of a cell stands for, if not "LSTM"."""
 
@@ -128,7 +128,7 @@ class FusedxLSTM(nn.RNNBase):
     def forward(self, input: Tensor | PackedSequence, hx: Given | list[tuple[Tensor, ...]] = None, *,
                 lengths: Tensor | Sequence[int] | None = None, cu_seqlens: Tensor | Sequence[int] | None = None,
                 reset: Tensor | None = None, reset_state: Given = None,
-                trace: bool = False) -> tuple[Output, Final] | tuple[Output, Final, Trace]:
+                trace: bool = False) -> tuple[Output, FinalState] | tuple[Output, FinalState, Trace]:
         """Run the layer.
 
         L layers, K directions, N heads; F is proj_size if there is one, else H = hidden_size.
@@ -183,7 +183,8 @@ class FusedxLSTM(nn.RNNBase):
             finals.append(last)
             if layer_trace is not None:
                 traces.append(layer_trace)
-        final: Final = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0]) for parts in zip(*finals))
+        final: FinalState = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0])
+                                  for parts in zip(*finals))
         if self.cell == "lstm":
             final = final[0], cast(final[1], data.dtype)
         elif len(final) == 1:
