@@ -126,8 +126,8 @@ def main() -> None:
     if not backends()["cpu"].ready:
         raise SystemExit(f"the cpu backend is not ready: {backends()['cpu'].reason}")
     text = table(measured(["cpu", "reference"], PROBLEMS) | interpreted())
-    note = (f"Measured by `python tests/numerics.py` on {platform.machine()} with torch {torch.__version__}: {PROBLEMS} "
-            f"random layers,\n{INTERPRETED} for Triton; T = {T}, B = {B}, I = {I}, H = {H}.")
+    note = (f"Measured by `python tests/numerics.py` on {platform.machine()} with torch {torch.__version__}: "
+            f"{PROBLEMS} random layers,\n{INTERPRETED} for Triton; T = {T}, B = {B}, I = {I}, H = {H}.")
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{note}\n{END}{after}")
