@@ -9,6 +9,7 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 RUFF = 0.17.6
 MYPY = 2.4.1
+NOX = 2026.10.20
 LINTERS = .venv/linters-$(RUFF)-$(MYPY)
 LIBARCHER = /usr/lib/llvm-14/lib/libarcher.so
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
@@ -24,7 +25,7 @@ SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py \
 	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit"
 
 .PHONY: help build demo test test-triton-3.6 lint ruff mypy cppcheck warnings sanitize sanitize-address \
-	sanitize-thread sanitize-gpu fuzz soak large kernels info clean
+	sanitize-thread sanitize-gpu fuzz soak large matrix kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
@@ -37,6 +38,7 @@ help:
 	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
 	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
 	@echo "make large  - build, then run the tests that need 7 GiB of memory"
+	@echo "make matrix - install wheel and sdist in fresh environments of several kinds and test them there"
 	@echo "make kernels - build, then compile the Triton kernels for GPUs and print what they need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
@@ -112,13 +114,19 @@ sanitize-gpu: $(INSTALLED)
 
 DRAWS ?= 50000
 fuzz: $(INSTALLED)
-	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py tests/test_binding.py
 
 soak: $(INSTALLED)
 	$(BIN)/python tests/soak.py
 
 large: $(INSTALLED)
 	XLSTM_FUSED_LARGE=1 $(BIN)/python -m pytest tests/test_large.py
+
+# Of wheel and sdist, of torch and of Python, installed in fresh environments: noxfile.py says which.
+matrix:
+	$(PYTHON) -m venv .venv/nox
+	.venv/nox/bin/python -m pip install --quiet nox==$(NOX)
+	.venv/nox/bin/nox
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py
