@@ -8,6 +8,9 @@ INSTALLED := .venv/installed-$(firstword $(shell printf %s "$(TORCH)" | cksum))
 # What tests compare with, installed without what only their GPU kernels and trained models need.
 ORACLES = xlstm==2.0.6 flashrnn==1.0.8 tirex-ts==1.4.2
 RUFF = 0.17.6
+MYPY = 2.4.1
+NOX = 2026.10.20
+LINTERS = .venv/linters-$(RUFF)-$(MYPY)
 LIBARCHER = /usr/lib/llvm-14/lib/libarcher.so
 SOURCES = Makefile setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
@@ -21,27 +24,28 @@ SANITIZER = compute-sanitizer --error-exitcode 1
 SANITIZED_GPU = -m gpu -q -p no:cacheprovider tests/test_triton.py tests/test_cuda.py \
 	-k "every_reset_in_both_directions or step_by_step or meeting_at_a_barrier or 16_bit or values_and_gradients"
 
-.PHONY: help build demo test test-triton-3.6 lint sanitize sanitize-address sanitize-thread sanitize-gpu fuzz soak \
-	large kernels info clean
+.PHONY: help build demo test test-triton-3.6 lint ruff mypy cppcheck warnings sanitize sanitize-address \
+	sanitize-thread sanitize-gpu fuzz soak large matrix kernels info clean
 
 help:
 	@echo "make build  - create .venv and install the package into it"
 	@echo "make demo   - build, then train a forecaster, with nn.LSTM beside it"
 	@echo "make test   - build, then run the tests"
-	@echo "make lint   - build, then run ruff, cppcheck and the compiler with warnings as errors"
+	@echo "make lint   - build, then run ruff, mypy, cppcheck and the compiler with warnings as errors"
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
 	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
 	@echo "make sanitize-gpu - build, then run the kernels on a GPU under compute-sanitizer"
 	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
 	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
 	@echo "make large  - build, then run the tests that need 7 GiB of memory"
+	@echo "make matrix - install wheel and sdist in fresh environments of several kinds and test them there"
 	@echo "make kernels - build, compile the Triton kernels for GPUs, and print what these and the CUDA ones need of them"
 	@echo "make info   - build, then print which backends this machine can run"
 	@echo "make clean  - remove what the build made"
 
 $(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv .venv
-	rm -f .venv/installed*
+	rm -f .venv/installed* .venv/linters*
 	$(PIP_INSTALL) -e ".[test]"
 	$(PIP_INSTALL) --no-deps $(ORACLES)
 	touch $@
@@ -54,13 +58,27 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Warnings are errors here only: a user's newer compiler may have new ones. pre-commit runs ruff by the same version.
-lint: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet ruff==$(RUFF)
+# pre-commit runs the first three of these, too.
+lint: ruff mypy cppcheck warnings
+
+$(LINTERS): $(INSTALLED)
+	$(PIP_INSTALL) ruff==$(RUFF) mypy==$(MYPY)
+	touch $@
+
+ruff: $(LINTERS)
 	$(BIN)/ruff check
+
+mypy: $(LINTERS)
+	$(BIN)/mypy
+
+cppcheck:
 	@command -v cppcheck >/dev/null || echo "make lint: cppcheck is not installed, so csrc is seen by the compiler only"
-	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ --enable=warning,performance,portability --error-exitcode=1 \
-	    --suppress=missingIncludeSystem -Icsrc -DXLSTM_FUSED_ISA=portable csrc
+	! command -v cppcheck >/dev/null || cppcheck --quiet --std=c++17 --language=c++ \
+	    --enable=warning,performance,portability --error-exitcode=1 --suppress=missingIncludeSystem -Icsrc \
+	    -DXLSTM_FUSED_ISA=portable csrc
+
+# Warnings are errors here only: a user's newer compiler may have new ones.
+warnings: $(INSTALLED)
 	CXXFLAGS="-O0 -Wall -Wextra -Werror" $(BIN)/python setup.py -q build_ext --build-lib build/warnings
 	! grep -q "did not compile" build/warnings/xlstm_fused/_build.json
 
@@ -97,13 +115,19 @@ sanitize-gpu: $(INSTALLED)
 
 DRAWS ?= 50000
 fuzz: $(INSTALLED)
-	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	XLSTM_FUSED_DRAWS=$(DRAWS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py tests/test_binding.py
 
 soak: $(INSTALLED)
 	$(BIN)/python tests/soak.py
 
 large: $(INSTALLED)
 	XLSTM_FUSED_LARGE=1 $(BIN)/python -m pytest tests/test_large.py
+
+# Of wheel and sdist, of torch and of Python, installed in fresh environments: noxfile.py says which.
+matrix:
+	$(PYTHON) -m venv .venv/nox
+	.venv/nox/bin/python -m pip install --quiet nox==$(NOX)
+	.venv/nox/bin/nox
 
 kernels: $(INSTALLED)
 	$(BIN)/python tests/gpu_without_gpu/kernels.py

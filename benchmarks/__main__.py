@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import breakdown, compare, console, exchange, gpu, machine, readme, report
+from . import breakdown, compare, console, denormals, exchange, gpu, machine, readme, report
 from .cases import CPU_SUITES, GPU_SUITES, MODES, QUICK, SUITES, select
 from .console import UserError
 from .contestants import default_precisions, missing
@@ -143,6 +143,8 @@ def parser() -> argparse.ArgumentParser:
     meeting = commands.add_parser("exchange", help="what it costs on a GPU that processors meet once per step")
     meeting.add_argument("--out", type=Path, metavar="FILE", help="where results go, as JSON lines")
     meeting.add_argument("--compile-only", action="store_true", help="only build the CUDA program")
+    denormals.arguments(commands.add_parser("denormals", help="whether subnormal numbers slow a call on the CPU; "
+                                            f"status 1 if by more than {denormals.LIMIT}"))
     one = commands.add_parser("report", help="tables and plots of result files")
     one.add_argument("files", type=Path, nargs="+")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -171,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
             return gpu.run(args, terminal)
         if args.command == "exchange":
             return exchange.run(args.out, args.compile_only, terminal)
+        if args.command == "denormals":
+            return denormals.run(args)
         if args.command == "report":
             terminal.print(f"written: {shown(report.write(read(args.files), args.out))}", highlight=False)
             return 0

@@ -23,10 +23,6 @@ MISTAKES = ("input dtype", "input dimensions", "input features", "no step", "sta
             "reset shape", "reset value", "reset_state alone", "reset_state shape", "heads", "backend")
 
 
-# Not gru, whose layer takes a tensor as its state and no projection: tests/test_gru.py.
-_CELLS = [name for name, kind in CELLS.items() if len(kind.states) > 1]
-
-
 @dataclass(frozen=True)
 class Draw:
     """One call. Tensors are made from ``seed``."""
@@ -81,7 +77,7 @@ def draws(draw, api=None):
     def some(*values):
         return draw(st.sampled_from(values))
 
-    api = api or some("layer", "layer", "layer", "recurrence", "cell")
+    api, cell = api or some("layer", "layer", "layer", "recurrence", "cell"), some(*CELLS)
     N, D = some(1, 1, 2, 3), draw(sizes)
     layouts = {"layer": ("dense", "dense", "unbatched", "lengths", "lengths", "packed", "packed unsorted",
                          "cu_seqlens"),
@@ -96,20 +92,20 @@ def draws(draw, api=None):
         options = dict(bias=some(True, True, False), dropout=some(0.0, 0.0, 0.5, 1.0), residual=some(False, True),
                        layer_norm=some(False, False, True), recurrent_dropout=some(0.0, 0.0, 0.4),
                        forget_bias=some(None, 1.0), checkpoint_every=some(None, None, 1, 2, 5))
-        if N == 1 and D > 1 and some(True, False, False):
+        if N == 1 and D > 1 and cell != "gru" and some(True, False, False):
             proj_size = draw(st.integers(1, D - 1))
             options |= dict(recurrent_dropout=0.0, checkpoint_every=None)
         if L == 1:
             options["dropout"] = 0.0  # torch warns of any other
         if (1 + bidirectional) * (proj_size or N * D) < 3:
             options["layer_norm"] = False  # of one or two features it is a constant, its gradients rounding errors
-        if not options["bias"]:
+        if not options["bias"] or "f" not in CELLS[cell].gates:
             options["forget_bias"] = None
     mistake = some(*["none"] * 4 * len(MISTAKES), *MISTAKES)
     if layout.startswith("packed") and mistake in ("input dimensions", "no step"):
         mistake = "none"  # it is torch that would pack such an input, or not
     return Draw(
-        api=api, cell=some(*_CELLS), dtype=some(DTYPES[0], DTYPES[0], DTYPES[1], *DTYPES), T=T, B=B,
+        api=api, cell=cell, dtype=some(DTYPES[0], DTYPES[0], DTYPES[1], *DTYPES), T=T, B=B,
         I=draw(sizes), N=N, D=D,
         L=L, bidirectional=bidirectional,
         proj_size=proj_size, options=options, layout=layout, batch_first=api != "cell" and some(False, True),
@@ -235,6 +231,10 @@ class Arguments:
         lengths = list(draw.lengths) if draw.layout == "packed unsorted" else sorted(draw.lengths, reverse=True)
         return pack_padded_sequence(data, lengths, draw.batch_first, draw.layout == "packed")
 
+    def alone(self, states):
+        """The state of a cell with one may be given by itself as well."""
+        return states[0] if isinstance(states, tuple) and len(states) == 1 and self.draw.seed % 2 else states
+
     def call(self, backend, dtype, make_module):
         """``(results by name, gradients by name)`` in ``dtype``; gradients only in the draw's mode with gradients."""
         draw = self.draw
@@ -265,15 +265,17 @@ class Arguments:
         if self.input is not self.leaves["x"][0]:
             x = x[None, None] if draw.mistake == "input dimensions" else x.narrow(
                 int(draw.batch_first and x.dim() == 3), 0, 0)
-        hx, keywords = now(self.hx), {name: now(value) for name, value in self.keywords.items()}
+        hx, keywords = now(self.hx), {name: self.alone(now(value)) for name, value in self.keywords.items()}
         if hx is not None:
             if draw.mistake == "state type":
-                hx = (hx[0], "c", *hx[2:])
+                hx = (*hx[:-1], "no tensor")
             elif draw.hx == "by layer" and draw.api == "layer" and draw.mistake == "none":
                 hx = [tuple(part.unflatten(0, (draw.L, draw.K))[layer].squeeze(0) if draw.K == 1 else
                             part.unflatten(0, (draw.L, draw.K))[layer] for part in hx) for layer in range(draw.L)]
             elif draw.hx == "list":
                 hx = list(hx)
+            else:
+                hx = self.alone(hx)
         torch.manual_seed(draw.seed)
         with MODES[draw.mode]():
             module, results = make_module(self, backend, dtype, self.packed(x), hx, keywords)
@@ -297,6 +299,11 @@ class Arguments:
         return dict(zip(wanted, gradients))
 
 
+def named(draw, state):
+    """States by name; a module gives the state of a cell with one by itself."""
+    return dict(zip(CELLS[draw.cell].states, state if isinstance(state, tuple) else (state,)))
+
+
 def run_layer(arguments, backend, dtype, x, hx, keywords):
     draw = arguments.draw
     if draw.mistake == "heads":
@@ -308,7 +315,7 @@ def run_layer(arguments, backend, dtype, x, hx, keywords):
     module.train(draw.training)
     output, state, *trace = module(x, hx, **keywords, trace=draw.trace)
     results = {"output": output.data if isinstance(output, PackedSequence) else output}
-    results |= dict(zip(CELLS[draw.cell].states, state))
+    results |= named(draw, state)
     for layer, each in enumerate(trace[0] if trace else ()):
         results |= {f"trace[{layer}].{name}": value for name, value in (each.gates | each.states).items()}
     return module, results
@@ -324,7 +331,7 @@ def run_recurrence(arguments, backend, dtype, wx, hx, keywords):
         wx, weight["weight_hh"], hx, cell=draw.cell, num_heads=draw.H + 1 if draw.mistake == "heads" else draw.N,
         reverse=draw.bidirectional, trace=draw.trace, backend="cuda" if draw.mistake == "backend" else backend,
         **keywords)
-    results = {"output": output} | dict(zip(CELLS[draw.cell].states, state))
+    results = {"output": output} | named(draw, state)
     if trace:
         results |= {f"trace.{name}": value for name, value in (trace[0].gates | trace[0].states).items()}
     return weight, results
@@ -334,7 +341,7 @@ def run_cell(arguments, backend, dtype, x, hx, keywords):
     draw = arguments.draw
     module = _rounded(draw, FusedxLSTMCell(draw.I, draw.H, cell=draw.cell,
                                            num_heads=draw.H + 1 if draw.mistake == "heads" else draw.N), dtype)
-    return module, dict(zip(CELLS[draw.cell].states, module(x, hx)))
+    return module, named(draw, module(x, hx))
 
 
 def _rounded(draw, module, dtype):

@@ -15,12 +15,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # The benchmark is run in the repository and not installed.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import breakdown, cases, compare, floor, measure, readme, report, rivals, runner  # noqa: E402
+from benchmarks import (  # noqa: E402
+    breakdown,
+    cases,
+    compare,
+    denormals,
+    floor,
+    measure,
+    readme,
+    report,
+    rivals,
+    runner,
+)
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
 from benchmarks.contestants import Contestant, nn_lstm, roster, truth  # noqa: E402
 from benchmarks.problem import LIMITS, Problem, worst_error  # noqa: E402
 from benchmarks.records import Record, Spread, append, case_fields, load  # noqa: E402
+from xlstm_fused.cells import CELLS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -333,3 +345,20 @@ def test_breakdown_adds_up_what_operators_belong_to():
     total, parts = measured
     assert total > 0
     assert all(parts[name] > 0 for name in (breakdown.INPUT, breakdown.FORWARD, breakdown.BACKWARD, breakdown.WEIGHTS))
+
+
+def test_denormals_says_a_ratio_for_every_cell(capsys, monkeypatch):
+    monkeypatch.setattr(denormals, "LIMIT", float("inf"))
+    sizes = ["--batch=2", "--steps=3", "--input=4", "--hidden=5", "--seconds=0.0001"]
+    assert main(["denormals", *sizes]) == 0
+    assert re.findall(r"^(\w+): .* takes \d+\.\d\d times", capsys.readouterr().out, re.MULTILINE) == list(CELLS)
+    monkeypatch.setattr(denormals, "LIMIT", 0)
+    assert main(["denormals", *sizes]) == 1
+
+
+def test_denormals_are_subnormal_in_every_step():
+    sizes = SimpleNamespace(batch=2, steps=3, input=4, hidden=5)
+    layer, x, hx, _ = denormals.problem("lstm", denormals.SUBNORMAL, sizes)
+    output, (_, c) = layer(x, hx)
+    for value in (x, *hx, output, c):
+        assert 0 < value.abs().max() < torch.finfo(torch.float32).tiny

@@ -45,7 +45,8 @@ def bench(arguments: list[str]) -> int:
         print(f"error: the benchmarks do not import ({error}): run this in a clone of the source, with "
               "pip install 'xlstm-fused[bench]'", file=sys.stderr)
         return 2
-    return benchmarks(arguments)
+    status: int = benchmarks(arguments)
+    return status
 
 
 if __name__ == "__main__":

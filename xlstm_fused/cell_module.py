@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import checks, ops, products
 from .cells import CELLS
 from .dtypes import autocast_dtype
 from .layout import Layout
-from .states import States
+from .states import Given, States
 
 
 class FusedxLSTMCell(nn.RNNCellBase):
@@ -29,7 +31,8 @@ class FusedxLSTMCell(nn.RNNCellBase):
         TypeError, ValueError: an argument has a wrong type or value; the message names it.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None, *,
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True,
+                 device: torch.device | str | int | None = None, dtype: torch.dtype | None = None, *,
                  cell: str = "lstm", num_heads: int = 1) -> None:
         checks.cell_name(cell)
         super().__init__(input_size, hidden_size, bias, len(CELLS[cell].input_gates), device, dtype)
@@ -51,7 +54,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
             text += f", cell={self.cell}"
         return text if self.num_heads == 1 else f"{text}, num_heads={self.num_heads}"
 
-    def forward(self, input: Tensor, hx=None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, input: Tensor, hx: Given = None) -> Tensor | tuple[Tensor, ...]:
         """One step: the next state, (h, c), (h, c, n, m), or ``h`` for "gru".
 
         Args:
@@ -91,7 +94,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
             return h
         return h, *(value.to(input.dtype) if self.cell == "lstm" else value for value in others)
 
-    def _check_input(self, input) -> Tensor:
+    def _check_input(self, input: Tensor) -> Tensor:
         """The input as autocast casts it."""
         checks.tensor("input", input, self.weight_ih.device)
         if autocast_dtype(input) != autocast_dtype(self.weight_ih):
@@ -107,7 +110,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
             checks.castable(name, getattr(self, name), (input.dtype,))
         return input
 
-    def _words_of_nn_lstmcell(self, input, hx) -> Exception | None:
+    def _words_of_nn_lstmcell(self, input: Tensor, hx: Any) -> Exception | None:
         """The error of nn.LSTMCell for an ``hx`` that is wrong; None if it has no words for that."""
         if len(hx) != 2:
             return RuntimeError("lstm_cell expects two hidden states")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def readable(tensor: Tensor) -> bool:
         tensor.device.type == "cpu") and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def tensor(name: str, value, device: torch.device | None = None) -> None:
+def tensor(name: str, value: object, device: torch.device | None = None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
     if device is not None and value.device != device:
@@ -49,25 +51,25 @@ def floating(name: str, value: Tensor) -> None:
     dtype(name, value, FLOATING)
 
 
-def flag(name: str, value) -> bool:
+def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return value
 
 
-def number(name: str, value) -> float:
+def number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     return float(value)
 
 
-def probability(name: str, value) -> float:
+def probability(name: str, value: float) -> float:
     if not 0 <= number(name, value) <= 1:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
     return float(value)
 
 
-def forget_bias(value, bias: bool, cell: str) -> float | None:
+def forget_bias(value: float | None, bias: bool, cell: str) -> float | None:
     if value is not None and "f" not in CELLS[cell].gates:
         raise ValueError(f"forget_bias: expected None for cell={cell!r}, which has no forget gate, got {value}")
     if value is not None and not bias:
@@ -75,7 +77,7 @@ def forget_bias(value, bias: bool, cell: str) -> float | None:
     return None if value is None else number("forget_bias", value)
 
 
-def checkpoint_every(value) -> int | None:
+def checkpoint_every(value: int | None) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise TypeError(f"checkpoint_every: expected an int or None, got {type(value).__name__}")
     if value is not None and value < 1:
@@ -83,18 +85,18 @@ def checkpoint_every(value) -> int | None:
     return value
 
 
-def cell_name(cell, allowed: tuple[str, ...] | None = None) -> None:
+def cell_name(cell: object, allowed: tuple[str, ...] | None = None) -> None:
     allowed = allowed or tuple(CELLS)
     if not isinstance(cell, str) or cell not in allowed:
         raise ValueError(f"cell: expected one of {allowed}, got {cell!r}")
 
 
-def backend_name(backend) -> None:
+def backend_name(backend: object) -> None:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
 
 
-def heads(num_heads, hidden_size: int) -> None:
+def heads(num_heads: object, hidden_size: int) -> None:
     if isinstance(num_heads, bool) or not isinstance(num_heads, int):
         raise TypeError(f"num_heads: expected an int, got {type(num_heads).__name__}")
     if num_heads < 1 or hidden_size % num_heads:
@@ -102,7 +104,7 @@ def heads(num_heads, hidden_size: int) -> None:
             f"num_heads: expected a positive divisor of hidden_size = {hidden_size}, got {num_heads}")
 
 
-def state(name: str, value, cell: str) -> None:
+def state(name: str, value: object, cell: str) -> None:
     """A tuple with one element per state of ``cell``."""
     names = CELLS[cell].states
     expected = f"a tuple of {len(names)} tensors ({', '.join(names)})" if len(names) > 1 else f"a tensor ({names[0]})"
@@ -113,18 +115,18 @@ def state(name: str, value, cell: str) -> None:
         raise ValueError(f"{name}: expected {expected}, got {len(value)} elements")
 
 
-def state_part(name: str, index: int, value, like: Tensor) -> None:
+def state_part(name: str, index: int, value: Tensor, like: Tensor) -> None:
     """Type, device and dtype of state ``index``: ``h`` has the input's dtype, the others that or the kernels' own."""
     tensor(name, value, like.device)
     castable(name, value, (like.dtype,) if index == 0 else (like.dtype, state_dtype(like.dtype)))
 
 
-def reset_state(value, reset) -> None:
+def reset_state(value: object, reset: object) -> None:
     if value is not None and reset is None:
         raise ValueError(f"reset_state: expected None without reset, got {type(value).__name__}")
 
 
-def integers(name: str, value, device: torch.device) -> Tensor:
+def integers(name: str, value: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """A 1-D sequence or tensor of integers, on the CPU or on ``device``, as a contiguous int64 tensor where it is."""
     if not isinstance(value, Tensor):
         try:
@@ -140,7 +142,7 @@ def integers(name: str, value, device: torch.device) -> Tensor:
     return value.to(torch.int64).contiguous()
 
 
-def lengths(value, T: int, B: int, device: torch.device) -> Tensor:
+def lengths(value: Tensor | Sequence[int], T: int, B: int, device: torch.device) -> Tensor:
     """``lengths`` as an int64 (B,) tensor on ``device``, each in [0, T] where that can be read without a sync."""
     value = integers("lengths", value, device)
     if value.shape[0] != B:
@@ -150,7 +152,7 @@ def lengths(value, T: int, B: int, device: torch.device) -> Tensor:
     return value.to(device)
 
 
-def cu_seqlens(value, total: int, device: torch.device) -> Tensor:
+def cu_seqlens(value: Tensor | Sequence[int], total: int, device: torch.device) -> Tensor:
     """``cu_seqlens`` as an int64 (B + 1,) tensor: 0 first, never decreasing, the number of rows last."""
     value = integers("cu_seqlens", value, device)
     if value.shape[0] < 2:
@@ -176,7 +178,7 @@ def batch_sizes(value: Tensor, rows: int) -> Tensor:
     return value
 
 
-def reset(value, form: dict[str, int], device: torch.device) -> None:
+def reset(value: Tensor, form: dict[str, int], device: torch.device) -> None:
     """``reset``: bool, or numbers that are 0 or 1."""
     tensor("reset", value, device)
     shape("reset", value, form)

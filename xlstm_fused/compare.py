@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
 
@@ -38,7 +41,7 @@ examples
 """
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m xlstm_fused compare``."""
     for name, default, what in (("seq-length", 1000, "steps T"), ("batch-size", 1, "sequences B"),
                                 ("input-size", 10, "features I"), ("hidden-size", 20, "units H of each layer"),
@@ -54,7 +57,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="spent on each time (default %(default)s)")
 
 
-def run(args) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print the comparison. Raises UserError."""
     for name in ("seq_length", "batch_size", "input_size", "hidden_size", "num_layers", "num_heads", "threads"):
         if getattr(args, name) < 1:
@@ -69,7 +72,7 @@ def run(args) -> None:
     try:
         theirs = nn.LSTM(*sizes, **options)
         ours = FusedxLSTM(*sizes, **options, cell=args.cell, num_heads=args.num_heads, backend=args.backend)
-        backend = choose(args.backend, theirs.weight_ih_l0.device.type, dtype, args.cell)
+        backend = choose(args.backend, ours.weight_ih_l0.device.type, dtype, args.cell)
         x = torch.randn(args.seq_length, args.batch_size, args.input_size, dtype=dtype, device=args.device)
     except (RuntimeError, ValueError, AssertionError) as error:
         # torch's own messages (no such device, out of memory) may go on for many lines.
@@ -99,7 +102,7 @@ def run(args) -> None:
         print(f"{'':<12}{peaks[0]:>8.2f} MiB{peaks[1]:>8.2f} MiB{peaks[0] / peaks[1]:>7.1f}x")
 
 
-def shape(value) -> str:
+def shape(value: Tensor) -> str:
     return str(tuple(value.shape))
 
 
@@ -107,23 +110,24 @@ def count(layer: nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters())
 
 
-def inference(layer, x):
+def inference(layer: nn.Module, x: Tensor) -> Any:
     with torch.no_grad():
         return layer(x)[0]
 
 
-def training(layer, x):
+def training(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     x = x.detach().requires_grad_()
     return torch.autograd.grad(layer(x)[0].sum(), (x, *layer.parameters()))
 
 
-def seconds(call, layer, x, args) -> float:
+def seconds(call: Callable[[nn.Module, Tensor], object], layer: nn.Module, x: Tensor,
+            args: argparse.Namespace) -> float:
     """The median time of a call."""
     timer = Timer("call(layer, x)", globals={"call": call, "layer": layer, "x": x}, num_threads=args.threads)
     return timer.blocked_autorange(min_run_time=args.seconds).median
 
 
-def peak_bytes(call, layer, x) -> int:
+def peak_bytes(call: Callable[[nn.Module, Tensor], object], layer: nn.Module, x: Tensor) -> int:
     """The most bytes of tensors in one call, beyond those before it."""
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -147,7 +151,7 @@ def peak_bytes(call, layer, x) -> int:
 
 
 @contextlib.contextmanager
-def _silent_stderr():
+def _silent_stderr() -> Iterator[None]:
     """The profiler announces its start and stop on the file descriptor, past Python's sys.stderr."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

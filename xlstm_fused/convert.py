@@ -7,6 +7,8 @@ states and gradients.
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias, TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,10 @@ from .module import FusedxLSTM
 from .slides import from_slides
 
 __all__ = ["from_flashrnn", "from_lstm", "from_slides", "from_xlstm", "to_lstm"]
+
+M = TypeVar("M", bound=nn.Module)
+# A parameter's value, and whether it wants a gradient.
+Value: TypeAlias = tuple[Tensor, bool]
 
 OPTIONS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
 
@@ -67,7 +73,7 @@ def to_lstm(layer: FusedxLSTM) -> nn.LSTM:
     return lstm
 
 
-def _copied(source: nn.Module, target: nn.Module, name: str):
+def _copied(source: nn.Module, target: M, name: str) -> M:
     """``target``, made on the meta device, with copies of the parameters of ``source``, of the same names."""
     values, expected = dict(source.named_parameters()), dict(target.named_parameters())
     if list(values) != list(expected) or any(values[key].shape != expected[key].shape for key in values):
@@ -78,7 +84,7 @@ def _copied(source: nn.Module, target: nn.Module, name: str):
     return _filled(target, {key: (value, value.requires_grad) for key, value in values.items()}, source.training)
 
 
-def _filled(target: nn.Module, values: dict[str, tuple[Tensor, bool]], training: bool):
+def _filled(target: M, values: dict[str, Value], training: bool) -> M:
     """``target``, made on the meta device, with a copy of each value as its parameter, and whether that wants a
     gradient."""
     copies = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, (value, _) in values.items()}
@@ -88,7 +94,8 @@ def _filled(target: nn.Module, values: dict[str, tuple[Tensor, bool]], training:
     return target.train(training)
 
 
-def from_xlstm(source, config=None, *, backend: str = "auto") -> SLSTMCell | SLSTMLayer | SLSTMBlock:
+def from_xlstm(source: nn.Module | dict[str, Tensor], config: Any = None, *,
+               backend: str = "auto") -> SLSTMCell | SLSTMLayer | SLSTMBlock:
     """An sLSTM cell, layer or block of the xlstm package as a module of :mod:`xlstm_fused.compat.slstm`.
 
     The result takes and returns what the package's does and can take its place in a model. Both of the package's
@@ -114,6 +121,7 @@ def from_xlstm(source, config=None, *, backend: str = "auto") -> SLSTMCell | SLS
       ``ogate`` those of their names, from the layer's input.
     - gains of norms are stored minus 1.
     """
+    values: dict[str, Value]
     if isinstance(source, nn.Module):
         if config is not None:
             raise TypeError(f"config: expected None beside a module, which has its own, got {type(config).__name__}")
@@ -138,7 +146,7 @@ def from_xlstm(source, config=None, *, backend: str = "auto") -> SLSTMCell | SLS
                      f"_recurrent_kernel_, got {sorted(values)}")
 
 
-def _take(values, name, shape=None, plus=0):
+def _take(values: dict[str, Value], name: str, shape: dict[str, int] | None = None, plus: int = 0) -> Value:
     """``(value + plus, requires_grad)`` of a parameter of the package, which is removed from ``values``."""
     if name not in values:
         raise ValueError(f"source: expected a parameter {name}, got {sorted(values)}")
@@ -148,7 +156,7 @@ def _take(values, name, shape=None, plus=0):
     return value + plus if plus else value, wants_gradient
 
 
-def _cell(values, config, backend, prefix=""):
+def _cell(values: dict[str, Value], config: Any, backend: str, prefix: str = "") -> tuple[SLSTMCell, dict[str, Value]]:
     for name in ("gradient_recurrent_cut", "gradient_recurrent_clipval", "forward_clipval"):
         if getattr(config, name):
             raise ValueError(f"config.{name}: expected none, since results here are exact, "
@@ -165,7 +173,8 @@ def _cell(values, config, backend, prefix=""):
     return module, {"weight_hh": (weight_hh, kernel_wants), "bias": (bias, bias_wants)}
 
 
-def _layer(values, config, backend, prefix=""):
+def _layer(values: dict[str, Value], config: Any, backend: str,
+           prefix: str = "") -> tuple[SLSTMLayer, dict[str, Value]]:
     cell, weights = _cell(values, config, backend, f"{prefix}slstm_cell.")
     converted = {f"slstm_cell.{name}": value for name, value in weights.items()}
     H, N = cell.hidden_size, cell.num_heads
@@ -182,7 +191,7 @@ def _layer(values, config, backend, prefix=""):
                       group_norm_weight=config.group_norm_weight, backend=backend, device="meta"), converted
 
 
-def _block(values, config, backend):
+def _block(values: dict[str, Value], config: Any, backend: str) -> tuple[SLSTMBlock, dict[str, Value]]:
     layer, weights = _layer(values, config.slstm, backend, "xlstm.")
     converted = {f"layer.{name}": value for name, value in weights.items()}
     H, ffn = layer.slstm_cell.hidden_size, config.feedforward

@@ -8,8 +8,10 @@ no window reaches from one part into the next part's targets.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,26 +51,27 @@ class Windows(NamedTuple):
     drift: Tensor
 
 
-class Run(NamedTuple):
-    model: nn.Module
-    train_losses: list[float]
-    valid_losses: list[float]
-    seconds_per_epoch: float
-
-
 class Forecaster(nn.Module):
     """A recurrent layer, and a linear head on its last output: (B, context) -> (B, horizon)."""
 
-    def __init__(self, layer: nn.Module, horizon: int):
+    def __init__(self, layer: nn.RNNBase, horizon: int) -> None:
         super().__init__()
         self.layer = layer
         self.head = nn.Linear(layer.hidden_size, horizon)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x.unsqueeze(-1))[0][:, -1])
+        forecast: Tensor = self.head(self.layer(x.unsqueeze(-1))[0][:, -1])
+        return forecast
 
 
-def add_arguments(parser) -> None:
+class Run(NamedTuple):
+    model: Forecaster
+    train_losses: list[float]
+    valid_losses: list[float]
+    seconds_per_epoch: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m xlstm_fused demo``."""
     parser.add_argument("--data", type=Path, metavar="CSV", help="forecast this file instead of the CO2 series")
     parser.add_argument("--column", metavar="NAME", help="column of the file; default: its last")
@@ -86,7 +89,7 @@ def add_arguments(parser) -> None:
                         help="more are slower for a model as small as the default one (default %(default)s)")
 
 
-def run(args) -> None:
+def run(args: argparse.Namespace) -> None:
     """Train, compare, print and draw. Raises UserError, and RuntimeError if the two learning curves disagree."""
     for name in ("period", "epochs", "hidden_size", "layers", "context", "horizon", "threads"):
         if getattr(args, name) < 1:
@@ -126,10 +129,10 @@ def run(args) -> None:
         print("torch.nn has no sLSTM: nothing to compare the learning curve with")
 
 
-def require(module: str, extra: str):
+def require(module: str, extra: str) -> None:
     """Import an optional package, or say which extra has it."""
     try:
-        return __import__(module)
+        __import__(module)
     except ImportError:
         raise UserError(f"the demo needs {module}: pip install xlstm-fused[{extra}]") from None
 
@@ -198,10 +201,12 @@ def predict(model: nn.Module, windows: Windows, scale: float) -> Tensor:
     """Forecasts (count, horizon) in the unit of the series, float64."""
     model.eval()
     with torch.no_grad():
-        return model(relative(windows, scale)[0]).double() * scale + windows.drift
+        forecast: Tensor = model(relative(windows, scale)[0]).double() * scale + windows.drift
+    return forecast
 
 
-def train(make_layer, parts: list[Windows], scale: float, args, title: str) -> Run:
+def train(make_layer: Callable[[], nn.RNNBase], parts: list[Windows], scale: float, args: argparse.Namespace,
+          title: str) -> Run:
     """Train a forecaster with early stopping; the seed alone decides initial weights and batches."""
     from tqdm import trange
 
@@ -234,10 +239,10 @@ def train(make_layer, parts: list[Windows], scale: float, args, title: str) -> R
     return Run(model, losses, valid_losses, sorted(seconds)[len(seconds) // 2])
 
 
-def train_epoch(model: nn.Module, loader: DataLoader, optimizer) -> float:
+def train_epoch(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], optimizer: torch.optim.Optimizer) -> float:
     """One pass over the training windows; returns the mean squared error over them."""
     model.train()
-    total = 0.0
+    total, count = 0.0, 0
     for x, y in loader:
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(x), y)
@@ -245,7 +250,8 @@ def train_epoch(model: nn.Module, loader: DataLoader, optimizer) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         total += loss.item() * len(x)
-    return total / len(loader.dataset)
+        count += len(x)
+    return total / count
 
 
 def print_errors(series: Series, test: Windows, forecasts: dict[str, Tensor]) -> None:
@@ -277,7 +283,7 @@ def draw(series: Series, test: Windows, model: Forecaster, scale: float, path: P
     with torch.no_grad():
         trace = model.layer(relative(last, scale)[0].unsqueeze(-1), trace=True)[2]
     figure = viz._new_figure((14, 11))
-    top, middle, bottom = figure.subfigures(3, 1)
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False)[:, 0]
     panel = top.subplots()
     context, horizon = last.context.shape[1], last.target.shape[1]
     past, ahead = range(1 - context, 1), range(1, horizon + 1)

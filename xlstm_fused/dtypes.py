@@ -2,6 +2,8 @@
 
 import torch
 
+from .tracing import constant
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -16,7 +18,7 @@ def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 # Dynamo of torch 2.11 cannot trace this, nor has it to: the answer does not change.
-@torch.compiler.assume_constant_result
+@constant
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 

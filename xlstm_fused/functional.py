@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from . import checks, ops
 from .cells import CELLS
 from .layout import Layout
-from .states import States
-from .trace import layer_trace
+from .states import Given, States
+from .trace import LayerTrace, layer_trace
 
 
-def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm", num_heads: int = 1,
-               batch_first: bool = False, lengths=None, cu_seqlens=None, reset: Tensor | None = None,
-               reset_state=None, reverse: bool = False, trace: bool = False, backend: str = "auto"):
+@overload
+def recurrence(wx: Tensor, weight_hh: Tensor, state: Given = None, *, cell: str = "lstm", num_heads: int = 1,
+               batch_first: bool = False, lengths: Tensor | Sequence[int] | None = None,
+               cu_seqlens: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+               reset_state: Given = None, reverse: bool = False, trace: Literal[False] = False,
+               backend: str = "auto") -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+
+@overload
+def recurrence(wx: Tensor, weight_hh: Tensor, state: Given = None, *, cell: str = "lstm", num_heads: int = 1,
+               batch_first: bool = False, lengths: Tensor | Sequence[int] | None = None,
+               cu_seqlens: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+               reset_state: Given = None, reverse: bool = False, trace: Literal[True],
+               backend: str = "auto") -> tuple[Tensor, tuple[Tensor, ...], LayerTrace]: ...
+
+
+def recurrence(wx: Tensor, weight_hh: Tensor, state: Given = None, *, cell: str = "lstm", num_heads: int = 1,
+               batch_first: bool = False, lengths: Tensor | Sequence[int] | None = None,
+               cu_seqlens: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+               reset_state: Given = None, reverse: bool = False, trace: bool = False, backend: str = "auto",
+               ) -> tuple[Tensor, tuple[Tensor, ...]] | tuple[Tensor, tuple[Tensor, ...], LayerTrace]:
     r"""Run a cell over time: ``pre[t] = wx[t] + R h[t-1]``, ``state[t] = step(pre[t], state[t-1])``.
 
     The cells' formulas and sources are in :mod:`xlstm_fused.cells`.
@@ -72,13 +93,13 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
         raise ValueError(f"wx: expected at least one step, got shape {tuple(wx.shape)}")
 
     sizes = (H,) * len(kind.states)
-    state = States.read("state", state, wx, layout, kind, sizes)
+    initial = States.read("state", state, wx, layout, kind, sizes)
     checks.reset_state(reset_state, reset)
     reset = layout.reset_rows(reset, wx.device)
-    reset_state = States.read("reset_state", reset_state, wx, layout, kind, sizes, per_row_allowed=True)
-    h0, s0 = (None, None) if state is None else state.layer(0, 1, N)
-    reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(0, 1, N)
-    per_row = reset_state is not None and reset_state.per_row
+    after_reset = States.read("reset_state", reset_state, wx, layout, kind, sizes, per_row_allowed=True)
+    h0, s0 = (None, None) if initial is None else initial.layer(0, 1, N)
+    reset_h, reset_s = (None, None) if after_reset is None else after_reset.layer(0, 1, N)
+    per_row = after_reset is not None and after_reset.per_row
 
     wx = layout.select(wx.flatten(0, -2)).reshape(layout.rows.P, 1, G, N, D).contiguous()
     # While a graph is made for any size, there is no number to ask a backend about.
@@ -90,6 +111,6 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state=None, *, cell: str = "lstm",
     output = output.flatten(1)
     final = tuple(layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
     if not trace:
-        return layout.from_rows(output), final
-    return layout.from_rows(output), final, layer_trace(
+        return layout.tensor_from_rows(output), final
+    return layout.tensor_from_rows(output), final, layer_trace(
         layout, cell, output, pre, states, s0, reset, reset_s, per_row, reverse)

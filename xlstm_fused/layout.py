@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,8 @@ class Layout:
     index: Tensor | None = None
 
     @classmethod
-    def of(cls, data: Tensor | PackedSequence, batch_first: bool, lengths=None, cu_seqlens=None) -> Layout:
+    def of(cls, data: Tensor | PackedSequence, batch_first: bool, lengths: Tensor | Sequence[int] | None = None,
+           cu_seqlens: Tensor | Sequence[int] | None = None) -> Layout:
         """The layout of an input with features last: 2-D or 3-D, or packed."""
         if isinstance(data, PackedSequence):
             for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
@@ -107,7 +109,7 @@ class Layout:
             values = everywhere.index_copy(0, self.index, values)
         return values.reshape(*self.time_shape.values(), values.shape[-1])
 
-    def reset_rows(self, reset, device: torch.device) -> Tensor | None:
+    def reset_rows(self, reset: Tensor | None, device: torch.device) -> Tensor | None:
         """The user's reset flags as (P,) uint8."""
         if reset is None:
             return None

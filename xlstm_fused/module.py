@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,11 @@ from . import checkpoint, checks, onnx, ops, products, projection
 from .cells import CELLS
 from .dtypes import autocast_dtype, cast
 from .layout import Layout
-from .states import States, by_layer
-from .trace import Trace, layer_trace
+from .states import Given, States, by_layer
+from .trace import LayerTrace, Trace, layer_trace
 
+Output: TypeAlias = "Tensor | PackedSequence"
+FinalState: TypeAlias = "Tensor | tuple[Tensor, ...]"
 _MODES = {"gru": "GRU"}
 """What :class:`torch.nn.RNNBase` calls the layer that one of a cell stands for, if not "LSTM"."""
 
@@ -55,10 +59,13 @@ class FusedxLSTM(nn.RNNBase):
         TypeError, ValueError: an argument has a wrong type or value; the message names it.
     """
 
+    weight_ih_l0: Tensor
+
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
-                 device=None, dtype=None, *, cell: str = "lstm", num_heads: int = 1, residual: bool = False,
-                 layer_norm: bool = False, recurrent_dropout: float = 0.0, forget_bias: float | None = None,
+                 device: torch.device | str | int | None = None, dtype: torch.dtype | None = None, *,
+                 cell: str = "lstm", num_heads: int = 1, residual: bool = False, layer_norm: bool = False,
+                 recurrent_dropout: float = 0.0, forget_bias: float | None = None,
                  checkpoint_every: int | None = None, backend: str = "auto") -> None:
         checks.cell_name(cell)
         super().__init__(_MODES.get(cell, "LSTM"), input_size, hidden_size, num_layers, bias, batch_first, dropout,
@@ -118,8 +125,10 @@ class FusedxLSTM(nn.RNNBase):
                 text += f", {name}={getattr(self, name)}"
         return text
 
-    def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths=None, cu_seqlens=None,
-                reset: Tensor | None = None, reset_state=None, trace: bool = False):
+    def forward(self, input: Tensor | PackedSequence, hx: Given | list[tuple[Tensor, ...]] = None, *,
+                lengths: Tensor | Sequence[int] | None = None, cu_seqlens: Tensor | Sequence[int] | None = None,
+                reset: Tensor | None = None, reset_state: Given = None,
+                trace: bool = False) -> tuple[Output, FinalState] | tuple[Output, FinalState, Trace]:
         """Run the layer.
 
         L layers, K directions, N heads; F is proj_size if there is one, else H = hidden_size.
@@ -157,22 +166,26 @@ class FusedxLSTM(nn.RNNBase):
         kind, L, K = CELLS[self.cell], self.num_layers, self._directions
         sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (len(kind.states) - 1))
         words = partial(self._words_of_nn_lstm, data, layout, sizes) if self.cell == "lstm" else None
-        hx = by_layer("hx", hx, data, layout, kind, sizes, L, K)
-        state = States.read("hx", hx, data, layout, kind, sizes, L * K, other_words=words)
+        given = by_layer("hx", hx, data, layout, kind, sizes, L, K)
+        state = States.read("hx", given, data, layout, kind, sizes, L * K, other_words=words)
         checks.reset_state(reset_state, reset)
         reset = layout.reset_rows(reset, data.device)
-        reset_state = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
+        after_reset = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
         backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell,
                                   self.hidden_size // self.num_heads)
 
-        x, finals, traces = layout.to_rows(data), [], []
+        x = layout.to_rows(data)
+        finals: list[tuple[Tensor, ...]] = []
+        traces: list[LayerTrace] = []
         for layer in range(L):
             dropped = layout.dropout(x, self.dropout, self.training) if layer and self.dropout else x
-            h, final, layer_trace = self._run_layer(layer, dropped, layout, state, reset, reset_state, backend, trace)
+            h, last, layer_trace = self._run_layer(layer, dropped, layout, state, reset, after_reset, backend, trace)
             x = self._join(layer, x, h, layout)
-            finals.append(final)
-            traces.append(layer_trace)
-        final = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0]) for parts in zip(*finals))
+            finals.append(last)
+            if layer_trace is not None:
+                traces.append(layer_trace)
+        final: FinalState = tuple(layout.state_from_rows(torch.cat(parts) if L > 1 else parts[0])
+                                  for parts in zip(*finals))
         if self.cell == "lstm":
             final = final[0], cast(final[1], data.dtype)
         elif len(final) == 1:
@@ -184,14 +197,16 @@ class FusedxLSTM(nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def _join(self, layer, x, h, layout):
+    def _join(self, layer: int, x: Tensor, h: Tensor, layout: Layout) -> Tensor:
         """A layer's output (P, K*F) from its input and its ``h``."""
         if self.layer_norm:
             weight, bias = (getattr(self, f"{name}_l{layer}") for name in ("norm_weight", "norm_bias"))
             h = layout.zero_padding(F.layer_norm(h, h.shape[1:], weight, bias).to(h.dtype))
         return x + h if self.residual and x.shape == h.shape else h
 
-    def _run_layer(self, layer, x, layout, state, reset, reset_state, backend, trace):
+    def _run_layer(self, layer: int, x: Tensor, layout: Layout, state: States | None, reset: Tensor | None,
+                   reset_state: States | None, backend: str,
+                   trace: bool) -> tuple[Tensor, tuple[Tensor, ...], LayerTrace | None]:
         """One layer over rows: ``(output (P, K*F), final states (K, B, ..), LayerTrace or None)``."""
         weight_ih, weight_hh, bias, weight_hr = self._layer_weights(layer, x)
         K, N, G, H = self._directions, self.num_heads, len(CELLS[self.cell].gates), self.hidden_size
@@ -202,7 +217,8 @@ class FusedxLSTM(nn.RNNBase):
             return *onnx.layer(x, layout, weight_ih, weight_hh, bias, h0, s0), None
         reset_h, reset_s = (None, None) if reset_state is None else reset_state.layer(layer, K, N)
         per_row = reset_state is not None and reset_state.per_row
-        options = dict(reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row, backend=backend)
+        options: dict[str, Any] = dict(reset=reset, reset_h=reset_h, reset_s=reset_s, reset_per_row=per_row,
+                                       backend=backend)
         if self.recurrent_dropout and self.training:
             options["h_mask"] = F.dropout(x.new_ones(K, layout.rows.B, N, H // N), self.recurrent_dropout)
         if self.checkpoint_every and not trace and torch.is_grad_enabled() and ops.is_plain():
@@ -219,7 +235,7 @@ class FusedxLSTM(nn.RNNBase):
             return output, final, None
         return output, final, layer_trace(layout, self.cell, output, pre, states, s0, reset, reset_s, per_row, False)
 
-    def _layer_weights(self, layer, like):
+    def _layer_weights(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """``(weight_ih (K*G*H, I), weight_hh (K*G*H, D), bias (K*G*H,) or None, weight_hr (K, F, H) or None)``.
 
         Each in the dtype of ``like``, which, autocast apart, it must have, like the device. Read by attribute at every
@@ -227,15 +243,15 @@ class FusedxLSTM(nn.RNNBase):
         """
         dtype, device = like.dtype, like.device
 
-        def one(name):
-            part = getattr(self, name)
+        def one(name: str) -> Tensor:
+            part: Tensor = getattr(self, name)
             if part.device != device:
                 raise _different_devices(like, "parameter", part)
             if part.dtype != dtype:
                 checks.castable(name, part, (dtype,))
             return part
 
-        def parameter(name):
+        def parameter(name: str) -> Tensor:
             name = f"{name}_l{layer}"
             return torch.cat((one(name), one(f"{name}_reverse"))) if self.bidirectional else one(name)
 
@@ -249,10 +265,10 @@ class FusedxLSTM(nn.RNNBase):
             weight_hr = parameter("weight_hr").view(self._directions, -1, self.hidden_size).to(dtype)
         return cast(weight_ih, dtype), cast(weight_hh, dtype), bias, weight_hr
 
-    def _check_data(self, input) -> Tensor:
+    def _check_data(self, input: Tensor | PackedSequence) -> Tensor:
         """The tensor that holds the input's values, as autocast casts it. The errors are those of nn.LSTM."""
         packed = isinstance(input, PackedSequence)
-        data = input.data if packed else input
+        data = input.data if isinstance(input, PackedSequence) else input
         checks.tensor("input", data)
         weight = self.weight_ih_l0
         if packed and data.dim() != 2:
@@ -271,7 +287,7 @@ class FusedxLSTM(nn.RNNBase):
                                f"got {data.shape[-1]}")
         return cast(data, autocast_dtype(data))
 
-    def _words_of_nn_lstm(self, data, layout, sizes, hx) -> Exception | None:
+    def _words_of_nn_lstm(self, data: Tensor, layout: Layout, sizes: tuple[int, ...], hx: Any) -> Exception | None:
         """The error of nn.LSTM for an ``hx`` that is wrong; None if it has no words for that."""
         if len(hx) > 2:
             return RuntimeError("lstm expects two hidden states")

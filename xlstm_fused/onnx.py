@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layout import Layout
+from .tracing import constant
 
 # ONNX orders gates input, output, forget, cell; nn.LSTM and this package i, f, g, o.
 _ORDER = [0, 3, 1, 2]
@@ -16,19 +19,19 @@ def is_exporting() -> bool:
 
 
 # torch.export(strict=True), which torch.onnx.export tries when all else has failed, takes the answer to be no.
-@torch.compiler.assume_constant_result
+@constant
 def _in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-def refuse(what: str) -> None:
+def refuse(what: str) -> NoReturn:
     raise NotImplementedError(
         "torch.onnx.export: expected FusedxLSTM with cell='lstm', num_heads=1 and proj_size=0, called with a dense "
         "input and hx only, in evaluation mode if it has recurrent_dropout, which is what ONNX has an operator for; "
         f"got {what}")
 
 
-def check(module, layout: Layout, reset: Tensor | None, trace: bool) -> None:
+def check(module: nn.Module, layout: Layout, reset: Tensor | None, trace: bool) -> None:
     """Refuse what the operator cannot do, or does in another way."""
     for name, expected in (("cell", "lstm"), ("num_heads", 1), ("proj_size", 0)):
         if getattr(module, name) != expected:
@@ -56,7 +59,9 @@ def layer(x: Tensor, layout: Layout, weight_ih: Tensor, weight_hh: Tensor, bias:
         # ONNX adds two biases.
         bias = bias.unflatten(0, (K, 4, H))[:, _ORDER].flatten(1)
         bias = torch.cat((bias, torch.zeros_like(bias)), 1)
-    h0, c0 = (None, None) if h0 is None else (h0.squeeze(2), s0[0].squeeze(2).to(x.dtype))
+    c0 = None
+    if h0 is not None and s0 is not None:
+        h0, c0 = h0.squeeze(2), s0[0].squeeze(2).to(x.dtype)
     output, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
         "LSTM", (x, weight_ih, weight_hh, bias, None, h0, c0),
         {"hidden_size": H, "direction": "bidirectional" if K == 2 else "forward"},

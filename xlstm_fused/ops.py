@@ -8,7 +8,9 @@ kernel directly where nothing but autograd has a say. Shapes are those of :mod:`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +22,11 @@ from .backends import choose, load, reference
 from .cells import CELLS
 from .dtypes import state_dtype
 from .rows import Rows
+
+# A tensor where the caller asked for it, else None.
+_Asked: TypeAlias = Any
+Results: TypeAlias = tuple[Tensor, Tensor, Tensor, _Asked, _Asked]
+"""``(output, h_n, s_n, pre, states)``."""
 
 NAMESPACE = "xlstm_fused"
 
@@ -38,18 +45,19 @@ _SCHEMAS = {
 _ROW_FIELDS = 9
 
 
-def _run(name, backend, *arguments):
+def _run(name: str, backend: object, *arguments: Any) -> tuple[Tensor, ...]:
     """The function ``name`` of a backend's module, with the arguments of the op: trailing options become a Rows."""
     *tensors, cell, reverse, _ = arguments
     rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
-    return getattr(backend, name)(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
+    run: Callable[..., tuple[Tensor, ...]] = getattr(backend, name)
+    return run(*tensors[:-_ROW_FIELDS], rows, cell, reverse)
 
 
-def _run_on_chosen(name, *arguments):
+def _run_on_chosen(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     return _run(name, load(arguments[-1]), *arguments)
 
 
-def _fake_forward(wx, weight_hh, *rest, save=True):
+def _fake_forward(wx: Tensor, weight_hh: Tensor, *rest: Any, save: bool = True) -> tuple[Tensor, ...]:
     *_, B, P, _, _, _, cell, _, _ = rest
     K, G, N, D, _ = weight_hh.shape
     others, wide = len(CELLS[cell].states) - 1, state_dtype(wx.dtype)
@@ -59,11 +67,13 @@ def _fake_forward(wx, weight_hh, *rest, save=True):
     return *inference, torch.empty_like(wx), wx.new_empty(others, P, K, N, D, dtype=wide)
 
 
-def _fake_inference(*arguments):
+def _fake_inference(*arguments: Any) -> tuple[Tensor, ...]:
     return _fake_forward(*arguments, save=False)
 
 
-def _fake_backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, *rest):
+def _fake_backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+                   reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None,
+                   pre: Tensor, states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, B, _, _, _, _, cell, _, _ = rest
     K, _, N, D, _ = weight_hh.shape
     d_resets = [torch.empty_like(value) if value is not None else pre.new_empty(0, dtype=dtype)
@@ -84,15 +94,16 @@ class _Derivative(torch.autograd.Function):
     """What the Autograd kernel of an op records."""
 
     @classmethod
-    def apply(cls, *arguments):
+    def apply(cls, *arguments: Any) -> Any:
         # Not Function.apply: the dispatcher comes here once for each torch.func transform, with that one's tensors.
+        base: Any = super(torch.autograd.Function, cls)
         if not torch._C._are_functorch_transforms_active():
-            return super(torch.autograd.Function, cls).apply(*arguments)
+            return base.apply(*arguments)
         with torch._functorch.utils.enable_single_level_autograd_function():
-            return super(torch.autograd.Function, cls).apply(*arguments)
+            return base.apply(*arguments)
 
 
-def _below_autograd(op, *arguments):
+def _below_autograd(op: torch._ops.OpOverload, *arguments: Any) -> Any:
     # Gradients stay enabled, which is the next torch.func transform's affair; without one, nothing records here.
     with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
         return op(*arguments)
@@ -102,11 +113,11 @@ class _Forward(_Derivative):
     """``forward``; its derivative is ``backward``, and a product for the recurrent matrix."""
 
     @staticmethod
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         return _below_autograd(registered.forward.default, *arguments)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, *options = inputs
         output, _, _, pre, states = output
         ctx.options = options[3:]
@@ -114,7 +125,7 @@ class _Forward(_Derivative):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
         options = *row_tensors, *ctx.options
         dwx, *others = registered.backward.default(
@@ -137,18 +148,18 @@ class _Backward(_Derivative):
     """
 
     @staticmethod
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         return _below_autograd(registered.backward.default, *arguments)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
         ctx.save_for_backward(*[value for value in inputs if isinstance(value, Tensor)])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         inputs = [next(tensors) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others)]
         wanted = [index for index, value in enumerate(inputs)
@@ -157,15 +168,15 @@ class _Backward(_Derivative):
         if not used:
             return (None,) * len(inputs)
 
-        def function(*values):
+        def function(*values: Tensor) -> tuple[Tensor, ...]:
             arguments = list(inputs)
             for index, value in zip(wanted, values):
                 arguments[index] = value
             results = _run("backward", reference, *arguments)
             return tuple(results[index] for index in used)
 
-        _, pull_back = torch.func.vjp(function, *[inputs[index] for index in wanted])
-        results = [None] * len(inputs)
+        pull_back = torch.func.vjp(function, *[inputs[index] for index in wanted])[1]
+        results: list[Tensor | None] = [None] * len(inputs)
         for index, value in zip(wanted, pull_back(tuple(gradients[index] for index in used))):
             results[index] = value
         return tuple(results)
@@ -177,7 +188,7 @@ def _forward_mode() -> bool:
         each.key() == torch._C._functorch.TransformType.Jvp for each in torch._C._functorch.get_interpreter_stack())
 
 
-def _with_derivatives(name, *arguments):
+def _with_derivatives(name: str, *arguments: Any) -> Any:
     """The Autograd kernel of op ``name``."""
     op = getattr(registered, name).default
     if _forward_mode():
@@ -200,7 +211,8 @@ for _name in _SCHEMAS:
     torch.library.register_vmap(f"{NAMESPACE}::{_name}", vmap.rule(_op), lib=_library)
 
 
-def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, rows, reverse):
+def weight_gradient(dpre: Tensor, output: Tensor, h0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
+                    reset_per_row: bool, h_mask: Tensor | None, rows: Rows, reverse: bool) -> Tensor:
     """``dR = sum over rows of dpre h_prev^T``, (K, G, N, D, D), ``h_prev`` being the h that met R in that row."""
     P, K, G, N, D = dpre.shape
     directions = []
@@ -214,7 +226,8 @@ def weight_gradient(dpre, output, h0, reset, reset_h, reset_per_row, h_mask, row
     return torch.stack(directions)
 
 
-def h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, backwards):
+def h_previous(output: Tensor, h0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None, reset_per_row: bool,
+               h_mask: Tensor | None, rows: Rows, k: int, backwards: bool) -> Tensor:
     """(P, N, D): the ``h`` that entered the recurrent product in each row, reset and masked as it was there."""
     reset_h = None if reset_h is None else reset_h[:, k] if reset_per_row else reset_h[k]
     h = before(output[:, k], None if h0 is None else h0[k], reset, reset_h, reset_per_row, rows, backwards)
@@ -223,7 +236,8 @@ def h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, backw
     return h * h_mask[k][rows.coordinates(h.device)[1]]
 
 
-def before(values, initial, reset, reset_values, reset_per_row, rows, backwards):
+def before(values: Tensor, initial: Tensor | None, reset: Tensor | None, reset_values: Tensor | None,
+           reset_per_row: bool, rows: Rows, backwards: bool) -> Tensor:
     """(P, N, D): of a state after each row (``values``), what each row started from in one direction's walk.
 
     ``initial`` (B, N, D) and ``reset_values`` (B, N, D), or (P, N, D) if ``reset_per_row``, are None for zero.
@@ -241,7 +255,7 @@ def before(values, initial, reset, reset_values, reset_per_row, rows, backwards)
     return torch.where(cut[:, None, None], replacement, result)
 
 
-def _shift(values, initial, rows, backwards):
+def _shift(values: Tensor, initial: Tensor, rows: Rows, backwards: bool) -> Tensor:
     """:func:`before` where every sequence fills its rows: one step along the time axis."""
     time = 1 if rows.is_batch_first else 0
     values = values.unflatten(0, (rows.B, rows.T) if rows.is_batch_first else (rows.T, rows.B))
@@ -263,7 +277,7 @@ def is_plain() -> bool:
         forward_ad._current_level < 0)
 
 
-def _is_unseen(*tensors) -> bool:
+def _is_unseen(*tensors: Tensor | None) -> bool:
     """Whether neither autograd nor a mode or a subclass of tensors has to know of a plain call with these."""
     if torch._C._len_torch_dispatch_stack():
         return False
@@ -274,8 +288,10 @@ def _is_unseen(*tensors) -> bool:
     return True
 
 
-def recurrence(wx, weight_hh, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_s=None, reset_per_row=False,
-               h_mask=None, reverse=False, backend, save=False):
+def recurrence(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, rows: Rows, cell: str, *,
+               reset: Tensor | None = None, reset_h: Tensor | None = None, reset_s: Tensor | None = None,
+               reset_per_row: bool = False, h_mask: Tensor | None = None, reverse: bool = False, backend: str,
+               save: bool = False) -> Results:
     """Run one layer's recurrence: ``(output, h_n, s_n, pre, states)``, the last two None unless ``save``.
 
     Differentiable in ``wx``, ``weight_hh``, ``h0``, ``s0``, ``reset_h`` and ``reset_s``, to any order. Arguments are

@@ -7,13 +7,18 @@ Only an ``h`` that is no ``W_hr m`` (an initial or a reset state) is multiplied 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from . import ops
+from .rows import Rows
 
 
-def recurrence(wx, weight_hh, weight_hr, h0, s0, rows, cell, *, reset=None, reset_h=None, reset_per_row=False,
-               **options):
+def recurrence(wx: Tensor, weight_hh: Tensor, weight_hr: Tensor, h0: Tensor | None, s0: Tensor | None, rows: Rows,
+               cell: str, *, reset: Tensor | None = None, reset_h: Tensor | None = None, reset_per_row: bool = False,
+               **options: Any) -> ops.Results:
     """:func:`xlstm_fused.ops.recurrence` with a projection of ``h`` from H to F features.
 
     One head only: ``weight_hh`` (K, G, 1, H, F), ``weight_hr`` (K, F, H), ``h0`` and ``reset_h`` with F features.
@@ -22,7 +27,7 @@ def recurrence(wx, weight_hh, weight_hr, h0, s0, rows, cell, *, reset=None, rese
     matrix = weight_hh.reshape(K, G * H, F)
     if h0 is not None:
         wx = _add_initial(wx, _product(h0, matrix, G), rows, reset)
-    if reset_h is not None:
+    if reset is not None and reset_h is not None:
         wx = _add_reset(wx, reset_h, matrix, reset, reset_per_row, rows)
         reset_h = reset_h.new_zeros(*reset_h.shape[:-1], H)
     m, m_n, *rest = ops.recurrence(wx, (matrix @ weight_hr).view(K, G, 1, H, H), None, s0, rows, cell, reset=reset,
@@ -34,15 +39,15 @@ def recurrence(wx, weight_hh, weight_hr, h0, s0, rows, cell, *, reset=None, rese
     return output, h_n, *rest
 
 
-def _product(h, matrix, G):
+def _product(h: Tensor, matrix: Tensor, G: int) -> Tensor:
     """R h of (K, B, 1, F), as (K, B, G, 1, H)."""
-    return (h.squeeze(2) @ matrix.transpose(1, 2)).unflatten(2, (G, 1, -1))
+    product: Tensor = (h.squeeze(2) @ matrix.transpose(1, 2)).unflatten(2, (G, 1, -1))
+    return product
 
 
-def _add_initial(wx, contribution, rows, reset):
+def _add_initial(wx: Tensor, contribution: Tensor, rows: Rows, reset: Tensor | None) -> Tensor:
     """Add R h0 to the row that each walk reads first, unless the state is reset there."""
-    row, used = zip(*(rows.first(k == 1, wx.device) for k in range(wx.shape[1])))
-    row, used = torch.stack(row), torch.stack(used)
+    row, used = map(torch.stack, zip(*(rows.first(k == 1, wx.device) for k in range(wx.shape[1]))))
     if reset is not None:
         # Only a forward walk is cut before its first row.
         used = torch.cat((used[:1] & ~reset.bool()[row[:1]], used[1:]))
@@ -51,7 +56,7 @@ def _add_initial(wx, contribution, rows, reset):
     return wx.index_put((row, k), contribution, accumulate=True)
 
 
-def _add_reset(wx, reset_h, matrix, reset, reset_per_row, rows):
+def _add_reset(wx: Tensor, reset_h: Tensor, matrix: Tensor, reset: Tensor, reset_per_row: bool, rows: Rows) -> Tensor:
     """Add R reset_h to every row before which the state is reset."""
     G = wx.shape[2]
     product = _product(reset_h.transpose(0, 1) if reset_per_row else reset_h, matrix, G)

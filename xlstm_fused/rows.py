@@ -15,6 +15,7 @@ layout                time_offset[t]              batch_offset[b]       length[b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,11 +133,12 @@ class Rows:
         row, first, _ = self.previous(True, reset.device)
         return reset.bool()[row] & ~first, row
 
-    def arguments(self) -> tuple:
+    def arguments(self) -> tuple[Any, ...]:
         """The fields in the order in which the registered ops take them."""
         return (self.time_offset, self.batch_offset, self.length, self.T, self.B, self.P, self.time_stride,
                 self.batch_stride, self.has_padding)
 
     @classmethod
-    def from_arguments(cls, time_offset, batch_offset, length, T, B, P, time_stride, batch_stride, has_padding) -> Rows:
+    def from_arguments(cls, time_offset: Tensor | None, batch_offset: Tensor | None, length: Tensor | None, T: int,
+                       B: int, P: int, time_stride: int, batch_stride: int, has_padding: bool) -> Rows:
         return cls(T, B, P, time_stride, batch_stride, time_offset, batch_offset, length, has_padding)

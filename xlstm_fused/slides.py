@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from .module import FusedxLSTM
 
 
-def from_slides(state_dict: dict[str, Tensor], **options) -> FusedxLSTM:
+def from_slides(state_dict: dict[str, Tensor], **options: Any) -> FusedxLSTM:
     r"""A :class:`~xlstm_fused.FusedxLSTM` with the weights of a stack of the slides' cells.
 
     That cell computes, with one linear map of input and output side by side,
@@ -39,7 +40,7 @@ def from_slides(state_dict: dict[str, Tensor], **options) -> FusedxLSTM:
         ValueError: a name or a shape is not of that layout; the message names it.
     """
     unused = [name for name in state_dict if re.search(r"(^|\.)output_gate\.(weight|bias)$", name)]
-    layers: dict[tuple, dict[str, Tensor]] = {}
+    layers: dict[tuple[tuple[int, str], ...], dict[str, Tensor]] = {}
     for name, value in state_dict.items():
         if name in unused:
             continue

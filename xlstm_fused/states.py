@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from . import checks
 from .cells import Cell
 from .dtypes import cast, state_dtype
 from .layout import Layout
+
+# What users may give: a tuple of tensors, or the tensor of a cell with one state.
+Given: TypeAlias = "Tensor | Sequence[Tensor] | None"
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +28,7 @@ class States:
     per_row: bool
 
     @classmethod
-    def read(cls, name: str, value, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...],
+    def read(cls, name: str, value: Given, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...],
              leading: int | None = None, per_row_allowed: bool = False,
              other_words: Callable[[Any], Exception | None] | None = None) -> States | None:
         """Check and convert a user's tuple of states; None stays None.
@@ -67,7 +70,8 @@ class States:
         return _split(h, N), _split(others, N)
 
 
-def by_layer(name: str, value, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...], L: int, K: int):
+def by_layer(name: str, value: Any, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...], L: int,
+             K: int) -> Any:
     """States as a list with one tuple per layer, each (B, H), or (K, B, H) if K = 2, as the tuple of (L*K, B, H) that
     :meth:`States.read` takes. Anything else stays what it is."""
     if not isinstance(value, list) or not any(isinstance(each, (tuple, list)) for each in value):
@@ -90,7 +94,7 @@ def _split(value: Tensor, N: int) -> Tensor:
     return value.reshape(*value.shape[:-1], N, value.shape[-1] // N).contiguous()
 
 
-def _is_usual(value, like: Tensor, layout: Layout, sizes: tuple[int, ...], leading: int | None) -> bool:
+def _is_usual(value: object, like: Tensor, layout: Layout, sizes: tuple[int, ...], leading: int | None) -> bool:
     """Whether a state is right, one per sequence, in the input's dtype. :func:`_is_per_row` knows the rest, and takes
     as long as a whole step of a small layer."""
     lead = layout.batch_shape.values() if leading is None else (leading, *layout.batch_shape.values())
@@ -99,7 +103,8 @@ def _is_usual(value, like: Tensor, layout: Layout, sizes: tuple[int, ...], leadi
         and tensor.device == like.device for tensor, size in zip(value, sizes))
 
 
-def _is_per_row(name, value, like, layout, cell, sizes, leading, per_row_allowed) -> bool:
+def _is_per_row(name: str, value: Any, like: Tensor, layout: Layout, cell: Cell, sizes: tuple[int, ...],
+                leading: int | None, per_row_allowed: bool) -> bool:
     """Whether states have one entry per step instead of per sequence; an error if they fit neither."""
     checks.state(name, value, cell.name)
     layers = {} if leading is None else {"L*K": leading}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ class LayerTrace:
     states: dict[str, Tensor]
 
 
-class Trace(tuple):
+class Trace(tuple[LayerTrace, ...]):
     """One :class:`LayerTrace` per layer, first layer first."""
 
 
-def layer_trace(layout: Layout, cell: str, h: Tensor, pre: Tensor, states: Tensor, s0, reset, reset_s,
-                reset_per_row: bool, reverse: bool) -> LayerTrace:
+def layer_trace(layout: Layout, cell: str, h: Tensor, pre: Tensor, states: Tensor, s0: Tensor | None,
+                reset: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, reverse: bool) -> LayerTrace:
     """The trace of one layer from what ``ops.recurrence(save=True)`` returned; ``h`` is (P, K*H)."""
     kind, rows = CELLS[cell], layout.rows
     directions = []
@@ -42,7 +43,8 @@ def layer_trace(layout: Layout, cell: str, h: Tensor, pre: Tensor, states: Tenso
                    reset_per_row, rows, backwards)
             for index, value in enumerate(states)]
         # activate reads the states that follow h only.
-        directions.append(kind.activate(pre[:, k].to(states.dtype).unbind(1), (None, *previous)))
+        state = cast(tuple[Tensor, ...], (None, *previous))
+        directions.append(kind.activate(pre[:, k].to(states.dtype).unbind(1), state))
     gates = [layout.zero_padding(torch.stack(values, 1)).flatten(1) for values in zip(*directions)]
     values = [h, *(value.flatten(1) for value in states)]
     return LayerTrace({name: layout.tensor_from_rows(value) for name, value in zip(kind.gates, gates)},

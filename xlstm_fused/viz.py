@@ -7,6 +7,8 @@ Needs matplotlib: ``pip install xlstm-fused[viz]``.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,10 @@ from .cells import CELLS
 from .functional import recurrence
 from .layout import Layout
 from .module import FusedxLSTM
+from .trace import LayerTrace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, FigureBase
 
 # Title and scale: of what is never negative, of a tanh, or of any number.
 _GATES = {"i": ("input gate i", "positive"), "f": ("forget gate f", "positive"), "g": ("cell input g", "tanh"),
@@ -26,7 +32,8 @@ _STATES = {"h": ("output h", "any"), "c": ("cell state c", "any"), "n": ("normal
            "m": ("stabiliser m", "any")}
 
 
-def gates(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, figure=None):
+def gates(trace: Sequence[LayerTrace], batch: int = 0, layer: int = -1, *, batch_first: bool = False,
+          figure: FigureBase | None = None) -> FigureBase:
     """Heat maps of the activated gates of one layer for one sequence: step across, hidden unit upwards.
 
     Args:
@@ -48,12 +55,14 @@ def gates(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, 
     return _heat_maps(tensors, _GRU_GATES if "r" in tensors else _GATES, batch, batch_first, figure)
 
 
-def states(trace, batch: int = 0, layer: int = -1, *, batch_first: bool = False, figure=None):
+def states(trace: Sequence[LayerTrace], batch: int = 0, layer: int = -1, *, batch_first: bool = False,
+           figure: FigureBase | None = None) -> FigureBase:
     """Heat maps of the states of one layer after each step; arguments, result and errors as in :func:`gates`."""
     return _heat_maps(_layer(trace, layer).states, _STATES, batch, batch_first, figure)
 
 
-def gradient_flow(models, x: Tensor, layer: int = -1, *, loss=None, figure=None):
+def gradient_flow(models: nn.Module | dict[str, nn.Module], x: Tensor, layer: int = -1, *,
+                  loss: Callable[[Tensor], Tensor] | None = None, figure: FigureBase | None = None) -> FigureBase:
     """The norms of :func:`gradient_norms` over the steps, one line per model, on a logarithmic axis.
 
     Args:
@@ -85,7 +94,8 @@ def gradient_flow(models, x: Tensor, layer: int = -1, *, loss=None, figure=None)
     return figure
 
 
-def gradient_norms(model: nn.Module, x: Tensor, layer: int = -1, *, loss=None) -> Tensor:
+def gradient_norms(model: nn.Module, x: Tensor, layer: int = -1, *,
+                   loss: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     r"""The norm, over batch and units, of the gradient of a loss in one layer's ``h`` after each step.
 
     The gradient is the total one: it counts what ``h[t]`` does to the loss through the output at step t and through
@@ -119,7 +129,7 @@ def gradient_norms(model: nn.Module, x: Tensor, layer: int = -1, *, loss=None) -
         raise IndexError(f"layer: expected an index into {model.num_layers} layers, got {layer}")
     time = 1 if model.batch_first and x.dim() == 3 else 0
     if loss is None:
-        def loss(output):
+        def loss(output: Tensor) -> Tensor:
             return output.select(time, -1).square().mean()
 
     value, layers = x.detach(), []
@@ -137,10 +147,11 @@ def gradient_norms(model: nn.Module, x: Tensor, layer: int = -1, *, loss=None) -
         later = torch.cat((d_h[1:], nothing) if k == 0 else (nothing, d_h[:-1]))
         totals.append((d_output + later).flatten(1))
     # Squares of small float32 numbers are zero in float32.
-    return torch.cat(totals, 1).double().norm(dim=1)
+    norms: Tensor = torch.cat(totals, 1).double().norm(dim=1)
+    return norms
 
 
-def _run_layer(model: nn.RNNBase, index: int, x: Tensor):
+def _run_layer(model: nn.RNNBase, index: int, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
     """One layer without dropout: its output, and ``(h, wx, R)`` of each direction, R being (G, N, D, D)."""
     cell, N = getattr(model, "cell", "lstm"), getattr(model, "num_heads", 1)
     G, directions = len(CELLS[cell].gates), []
@@ -159,13 +170,13 @@ def _run_layer(model: nn.RNNBase, index: int, x: Tensor):
     return output, directions
 
 
-def _layer(trace, layer: int):
+def _layer(trace: Sequence[LayerTrace], layer: int) -> LayerTrace:
     if not -len(trace) <= layer < len(trace):
         raise IndexError(f"layer: expected an index into {len(trace)} layers, got {layer}")
     return trace[layer]
 
 
-def _new_figure(size):
+def _new_figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -173,7 +184,8 @@ def _new_figure(size):
     return Figure(figsize=size, layout="constrained")
 
 
-def _heat_maps(tensors: dict[str, Tensor], titles, batch, batch_first, figure):
+def _heat_maps(tensors: dict[str, Tensor], titles: dict[str, tuple[str, str]], batch: int, batch_first: bool,
+               figure: FigureBase | None) -> FigureBase:
     if figure is None:
         figure = _new_figure((3.6 * len(tensors), 3.2))
     panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
@@ -201,7 +213,7 @@ def _sequence(tensor: Tensor, batch: int, batch_first: bool) -> Tensor:
     return tensor[batch] if batch_first else tensor[:, batch]
 
 
-def _limits(scale: str, values) -> tuple[str, float, float]:
+def _limits(scale: str, values: list[list[float]]) -> tuple[str, float, float]:
     """Colour map and limits: from 0 for what is never negative, symmetric about 0 for what has a sign."""
     largest = max((abs(each) for row in values for each in row), default=0.0) or 1.0
     if scale == "positive":

@@ -8,12 +8,13 @@ matrix and, say, lengths for each) is a loop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Of each argument and result: the dimension of its P or B, which counts sequences, and that of its N, the heads.
-_DIMS = {
+_DIMS: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("wx", "pre", "d_pre"), (0, 3)),
     **dict.fromkeys(("output", "d_output"), (0, 2)),
     **dict.fromkeys(("states", "d_states"), (1, 3)),
@@ -30,11 +31,11 @@ _RESULTS = {
 }
 
 
-def rule(op: torch._ops.OpOverload) -> Callable:
+def rule(op: torch._ops.OpOverload) -> Callable[..., tuple[Any, Any]]:
     """The rule of a registered op, for ``torch.library.register_vmap``."""
     arguments, results_of_op = [each.name for each in op._schema.arguments], _RESULTS[op._opname]
 
-    def run(info, in_dims, *values):
+    def run(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Any, Any]:
         V, given, vmapped = info.batch_size, dict(zip(arguments, values)), dict(zip(arguments, in_dims))
         if vmapped["weight_hh"] is None and vmapped["time_offset"] is None:
             which, outer, rows = 0, *_more_sequences(V, given, vmapped)
@@ -47,16 +48,17 @@ def rule(op: torch._ops.OpOverload) -> Callable:
         per_row = given["reset_per_row"]
         dims = {each: pair[which] for each, pair in
                 (_DIMS | {"reset_h": (0 if per_row else 1, 2), "reset_s": (1 if per_row else 2, 3)}).items()}
-        given = {each: _join(value, vmapped[each], dims[each], V, outer)
-                 if isinstance(value, Tensor) and dims.get(each) is not None else value
+        given = {each: _join(value, vmapped[each], dim, V, outer)
+                 if isinstance(value, Tensor) and (dim := dims.get(each)) is not None else value
                  for each, value in given.items()}
         results = op(*(given | rows).values())
-        return tuple(zip(*(_split(value, dims[each], V, outer) for each, value in zip(results_of_op, results))))
+        values, out_dims = zip(*(_split(value, dims[each], V, outer) for each, value in zip(results_of_op, results)))
+        return values, out_dims
 
     return run
 
 
-def _more_sequences(V: int, given: dict, vmapped: dict) -> tuple[bool, dict]:
+def _more_sequences(V: int, given: dict[str, Any], vmapped: dict[str, int | None]) -> tuple[bool, dict[str, Any]]:
     """``(outer, rows)``: whether V is the outer part of rows and sequences, else the inner one, as the layout wants
     it to stay of its kind; and what changes in the arguments that say where rows lie."""
     T, B, P, time_offset, batch_offset = (given[name] for name in ("T", "B", "P", "time_offset", "batch_offset"))

@@ -23,11 +23,14 @@ struct Plan {
   int64_t teams() const { return threads / team; }
 };
 
+// More threads than any processor here has, and fewer than a runtime gives up on.
+constexpr int64_t kMaxThreads = 1024;
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether the plan can be carried out.
 inline bool is_valid(const Shape& s, const Plan& plan) {
-  return plan.threads >= 1 && plan.team >= 1 && plan.threads % plan.team == 0 &&
+  return plan.threads >= 1 && plan.threads <= kMaxThreads && plan.team >= 1 && plan.threads % plan.team == 0 &&
          plan.team <= divide_up(s.D, s.lanes) && plan.tiles >= 1 && plan.tiles <= s.B;
 }
 

@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from ..cells import CELLS
+from ..tracing import constant
 
 ORDER = ("cuda", "triton", "cpu", "reference")
 """The order in which ``backend="auto"`` asks."""
 
 DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "reference": "cpu"}
 """The device type that the table of :func:`backends` asks each backend about."""
+
+
+class Module(Protocol):
+    """What the module of a backend has."""
+
+    def refuses(self, device_type: str, dtype: torch.dtype, cell: str) -> str | None: ...
+    def inference(self, *arguments: Any) -> tuple[Tensor, ...]: ...
+    def forward(self, *arguments: Any) -> tuple[Tensor, ...]: ...
+    def backward(self, *arguments: Any) -> tuple[Tensor, ...]: ...
 
 
 class Backend(NamedTuple):
@@ -31,20 +42,20 @@ class Backend(NamedTuple):
     reason: str | None
 
 
-class BackendTable(dict):
+class BackendTable(dict[str, Backend]):
     """Backend name -> :class:`Backend`, in the order in which ``backend="auto"`` asks; ``print`` shows a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max(map(len, self))
-        lines = [f"{row.name:<{width}}  {'ready' if row.ready else 'not ready: ' + row.reason}"
+        lines = [f"{row.name:<{width}}  {'ready' if row.ready else f'not ready: {row.reason}'}"
                  for row in self.values()]
         return "\n".join(lines)
 
 
 @functools.cache
-def load(name: str):
+def load(name: str) -> Module:
     """The module of backend ``name``."""
-    return importlib.import_module(f"{__name__}.{name}")
+    return cast(Module, importlib.import_module(f"{__name__}.{name}"))
 
 
 def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str | None:
@@ -58,7 +69,7 @@ def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim
 
 
 # torch.compile runs this while it traces: importing a module is nothing to put into a graph.
-@torch.compiler.assume_constant_result
+@constant
 def choose(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str:
     """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first of those that does not refuse.
 

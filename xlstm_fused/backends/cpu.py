@@ -6,27 +6,31 @@ tensors are checked before they become one.
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cells import CELLS
 from ..dtypes import FLOATING, state_dtype
+from ..rows import Rows
 
+_cpu: Any = None
+_import_error = ""
 # After torch: both then use the OpenMP runtime that torch brings.
 try:
-    from .. import _cpu
+    _cpu = importlib.import_module("xlstm_fused._cpu")
 except ImportError as error:
-    _cpu, _import_error = None, str(error)
+    _import_error = str(error)
 
 forced_isa = ""
 """For tests: the instruction set to run, one of ``_cpu.isas()``; "" for the best one of this processor."""
 
-forced_plan = None
+forced_plan: tuple[int, int, int] | None = None
 """For tests: ``(threads, threads in a team, tiles of the batch)`` instead of what the extension would choose."""
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOATING}
@@ -52,7 +56,7 @@ def _why_missing() -> str:
     """Why there is no extension: what the build noted, else the error of the import."""
     note = Path(__file__).parents[1] / "_build.json"
     try:
-        reason = json.loads(note.read_text()).get("cpu")
+        reason: str | None = json.loads(note.read_text()).get("cpu")
     except (OSError, ValueError):
         reason = None
     return reason or f"its extension does not load: {_import_error}"
@@ -86,7 +90,9 @@ class _Sizes(NamedTuple):
     h0: tuple[int, ...]
     s0: tuple[int, ...]
 
-    def problem(self, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    def problem(self, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+                reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None,
+                rows: Rows, cell: str, reverse: bool) -> tuple[Any, ...]:
         """The extension's arguments but the last, the arrays of one pass. The tuple is Problem in csrc/params.h."""
         K, _, N, D, _ = self.weight_hh
         reset_shapes = (self.output, self.states) if reset_per_row else (self.h0, self.s0)
@@ -107,7 +113,7 @@ class _Sizes(NamedTuple):
 
 # Stepping through an environment asks for the same sizes every time.
 @lru_cache(maxsize=64)
-def _sizes(weight_shape, dtype, P, B, cell) -> _Sizes:
+def _sizes(weight_shape: torch.Size, dtype: torch.dtype, P: int, B: int, cell: str) -> _Sizes:
     if len(weight_shape) != 5:
         raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_shape)}")
     K, _, N, D, _ = weight_shape
@@ -116,12 +122,14 @@ def _sizes(weight_shape, dtype, P, B, cell) -> _Sizes:
                   (K, B, N, D), (others, K, B, N, D))
 
 
-def _new(shape, dtype, rows):
+def _new(shape: tuple[int, ...], dtype: torch.dtype, rows: Rows) -> Tensor:
     """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
     return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
 
 
-def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+def _run(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+         reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+         cell: str, reverse: bool) -> tuple[Tensor, ...]:
     sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     wx_address = _address("wx", wx, sizes.gates, sizes.storage)
@@ -133,18 +141,25 @@ def _run(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_
     return output, h_n, s_n, *saved
 
 
-def inference(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+def inference(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+              reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+              cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``."""
     return _run(False, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
 
 
-def forward(wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+def forward(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+            reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+            cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
     return _run(True, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
 
 
-def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
-             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
+             reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, pre: Tensor, states: Tensor,
+             output: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_s_n: Tensor | None,
+             d_pre: Tensor | None, d_states: Tensor | None, rows: Rows, cell: str,
+             reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
     sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
@@ -153,17 +168,18 @@ def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, 
               ("d_h_n", d_h_n, sizes.h0, sizes.storage), ("d_s_n", d_s_n, sizes.s0, sizes.state),
               ("d_pre", d_pre, sizes.gates, sizes.storage), ("d_states", d_states, sizes.states, sizes.state))
     # Gradients come from autograd with any strides. The copies must live until the kernel returns.
-    inputs = [(name, value if value is None else value.contiguous(), *rest) for name, value, *rest in inputs]
+    given = [(name, value if value is None else value.contiguous(), shape, dtype)
+             for name, value, shape, dtype in inputs]
     dpre = _new(sizes.gates, sizes.storage, rows)
     dh0, ds0 = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
     dreset_h = _reset_gradient(reset_h, sizes.storage)
     dreset_s = _reset_gradient(reset_s, sizes.state)
     results = dpre, dh0, ds0, dreset_h, dreset_s
-    _cpu.backward(*problem, (*(_address(*each) for each in inputs), *(each.data_ptr() for each in results)))
+    _cpu.backward(*problem, (*(_address(*each) for each in given), *(each.data_ptr() for each in results)))
     return results
 
 
-def _reset_gradient(reset_state, dtype):
+def _reset_gradient(reset_state: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Zeros: the kernel writes only where a reset is, if the states are given for each row."""
     if reset_state is None:
         return torch.empty(0, dtype=dtype)

@@ -12,6 +12,7 @@ arXiv 1406.1078, appendix A.1.1, with the reset gate after the product, as ``nn.
 """
 
 import torch
+from torch import Tensor
 
 NAME = "gru"
 GATES = ("r", "z", "n", "q")
@@ -20,19 +21,20 @@ RECURRENT_GATES = ("r", "z", "q")
 STATES = ("h",)
 
 
-def activate(pre, state):
+def activate(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     r, z, n, q = pre
     r = torch.sigmoid(r)
     return r, torch.sigmoid(z), torch.tanh(n + r * q), q
 
 
-def step(pre, state):
+def step(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     h, = state
     _, z, n, _ = activate(pre, state)
     return ((1 - z) * n + z * h,)
 
 
-def step_backward(pre, state, next_state, d_next_state):
+def step_backward(pre: tuple[Tensor, ...], state: tuple[Tensor, ...], next_state: tuple[Tensor, ...],
+                  d_next_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     h, = state
     dh1, = d_next_state
     r, z, n, q = activate(pre, state)

@@ -8,25 +8,27 @@ peepholes.
 """
 
 import torch
+from torch import Tensor
 
 NAME = "lstm"
 GATES = ("i", "f", "g", "o")
 STATES = ("h", "c")
 
 
-def activate(pre, state):
+def activate(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     i, f, g, o = pre
     return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 
-def step(pre, state):
+def step(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     _, c = state
     i, f, g, o = activate(pre, state)
     c = f * c + i * g
     return o * torch.tanh(c), c
 
 
-def step_backward(pre, state, next_state, d_next_state):
+def step_backward(pre: tuple[Tensor, ...], state: tuple[Tensor, ...], next_state: tuple[Tensor, ...],
+                  d_next_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     _, c = state
     _, c1 = next_state
     dh1, dc1 = d_next_state

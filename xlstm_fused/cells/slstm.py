@@ -17,27 +17,28 @@ forget gate activation.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 NAME = "slstm"
 GATES = ("i", "f", "z", "o")
 STATES = ("h", "c", "n", "m")
 
 
-def _exponential_gates(i, f, n, m):
+def _exponential_gates(i: Tensor, f: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_f = F.logsigmoid(f) + m
     m1 = torch.where(n == 0, i, torch.maximum(log_f, i))
     # clamp inside the exponential: min(exp(x), 1) has the same value, and a NaN gradient where exp(x) overflows.
     return torch.exp(i - m1), torch.exp(torch.clamp(log_f - m1, max=0)), m1
 
 
-def activate(pre, state):
+def activate(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     i, f, z, o = pre
     _, _, n, m = state
     i, f, _ = _exponential_gates(i, f, n, m)
     return i, f, torch.tanh(z), torch.sigmoid(o)
 
 
-def step(pre, state):
+def step(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     i, f, z, o = pre
     _, c, n, m = state
     i, f, m = _exponential_gates(i, f, n, m)
@@ -46,7 +47,8 @@ def step(pre, state):
     return torch.sigmoid(o) * c / n, c, n, m
 
 
-def step_backward(pre, state, next_state, d_next_state):
+def step_backward(pre: tuple[Tensor, ...], state: tuple[Tensor, ...], next_state: tuple[Tensor, ...],
+                  d_next_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     i, f, z, o = pre
     _, c, n, m = state
     _, c1, n1, m1 = next_state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ THEIR_BACKENDS = ("vanilla", "vanilla_fwbw", "cuda", "cuda_fused", "triton_fused
 THEIR_DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 
 
-def _permuted(name: str, value, shape: str, wanted: str) -> Tensor:
+def _permuted(name: str, value: Tensor, shape: str, wanted: str) -> Tensor:
     """``value``, whose dimensions the letters of ``shape`` name, with its dimensions ordered as in ``wanted``."""
     checks.tensor(name, value)
     if not isinstance(shape, str) or sorted(shape) != sorted(wanted):
@@ -25,7 +27,7 @@ def _permuted(name: str, value, shape: str, wanted: str) -> Tensor:
     return value.permute([shape.index(letter) for letter in wanted])
 
 
-def _function(function) -> None:
+def _function(function: str) -> None:
     if function not in FUNCTIONS:
         raise ValueError(f"function: expected one of {FUNCTIONS}, the cells that this package has, got {function!r}")
 
@@ -65,8 +67,8 @@ def from_flashrnn(Wx: Tensor, R: Tensor, b: Tensor, *, function: str = "lstm", i
     return (wx + b.to(wx.dtype)).flatten(2), R.reshape(-1, D).to(wx.dtype)
 
 
-def flashrnn(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor | None = None, function: str = "lstm", config=None,
-             backend: str = "auto", dtype: str | None = None) -> tuple[Tensor, Tensor]:
+def flashrnn(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor | None = None, function: str = "lstm",
+             config: Any = None, backend: str = "auto", dtype: str | None = None) -> tuple[Tensor, Tensor]:
     """FlashRNN's function of this name, on any device, for any batch and head size.
 
     Args:
@@ -109,16 +111,18 @@ def flashrnn(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor | None = None, fun
     batch_first = letters.index("B") < letters.index("T")
     S, D = len(CELLS[function].states), weight_hh.shape[1]
     B, heads = Wx.shape[letters.index("B")], Wx.shape[letters.index("H")]
+    first = None
     if states is not None:
         states = _permuted("states", states, output_shape, "SBTHD")
         checks.shape("states", states, {"S": S, "B": B, "T": 1, "H": heads, "D": D})
-        states = states.reshape(S, B, heads * D).unbind(0)
+        first = states.reshape(S, B, heads * D).unbind(0)
     elif initial != 0.0:
-        states = wx.new_tensor(initial).expand(S)[:, None, None].expand(S, B, heads * D).unbind(0)
-    _, last, trace = recurrence(wx, weight_hh, states, cell=function, num_heads=heads, batch_first=batch_first,
+        first = wx.new_tensor(initial).expand(S)[:, None, None].expand(S, B, heads * D).unbind(0)
+    _, last, trace = recurrence(wx, weight_hh, first, cell=function, num_heads=heads, batch_first=batch_first,
                                 trace=True, backend="auto" if backend in THEIR_BACKENDS else backend)
     every = torch.stack([value.to(wx.dtype) for value in trace.states.values()])
     every = every if batch_first else every.transpose(1, 2)
-    last = torch.stack([value.to(wx.dtype) for value in last]).unsqueeze(2)
-    return tuple(_permuted("states", value.unflatten(-1, (heads, D)), "SBTHD", output_shape)
-                 for value in (every, last))
+    final = torch.stack([value.to(wx.dtype) for value in last]).unsqueeze(2)
+    every, final = (_permuted("states", value.unflatten(-1, (heads, D)), "SBTHD", output_shape)
+                    for value in (every, final))
+    return every, final

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any, NoReturn
+
+from torch import Tensor
 
 from .. import checks
 from .slstm import arranged, cell_weights, run
@@ -39,7 +44,7 @@ class Patch:
     def __enter__(self) -> Patch:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.undo()
 
     def __repr__(self) -> str:
@@ -105,7 +110,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     """The module that has the package's cell, of a version that is known."""
     distribution, module, versions = SUPPORTED[name]
     found = _version(name)
@@ -120,16 +125,17 @@ def _module(name: str):
 class _NoKernel:
     """Stands for the autograd function that a cell of backend "cuda" compiles when it is made."""
 
-    def __init__(self, *_) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def apply(self, *_):
+    def apply(self, *_: object) -> NoReturn:
         raise RuntimeError("this sLSTM cell was made under patch_xlstm(), without a kernel of its own, and the patch "
                            "is undone: make the cell again, or patch again")
 
 
-def _xlstm_forward(backend: str):
-    def forward(self, input, state=None, lengths=None):
+def _xlstm_forward(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def forward(self: Any, input: Tensor, state: Tensor | None = None,
+                lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check_input(input)
         config = self.config
         for name in ("gradient_recurrent_cut", "gradient_recurrent_clipval", "forward_clipval"):
@@ -145,8 +151,8 @@ def _xlstm_forward(backend: str):
     return forward
 
 
-def _tirex_forward(backend: str):
-    def forward(self, input, state):
+def _tirex_forward(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def forward(self: Any, input: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         weight_hh, bias = cell_weights(self._recurrent_kernel_, self._bias_)
         output, state = run(input, state, weight_hh, bias, cell="slstm", batch_first=True, backend=backend)
         return arranged(output, self.config.num_heads, True, "BNSH"), state.to(output.dtype)

@@ -5,6 +5,9 @@ Needs torchrl and tensordict, which :mod:`xlstm_fused` does not install.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import dispatch
@@ -34,8 +37,10 @@ class FusedLSTMModule(LSTMModule):
         TypeError, ValueError: ``lstm`` is something else, or given beside ``options``; or as ``LSTMModule`` raises.
     """
 
-    def __init__(self, lstm: nn.LSTM | FusedxLSTM | None = None, *, in_key=None, in_keys=None, out_key=None,
-                 out_keys=None, default_recurrent_mode: bool | None = None, **options) -> None:
+    def __init__(self, lstm: nn.LSTM | FusedxLSTM | None = None, *, in_key: str | None = None,
+                 in_keys: Sequence[Any] | None = None, out_key: str | None = None,
+                 out_keys: Sequence[Any] | None = None, default_recurrent_mode: bool | None = None,
+                 **options: Any) -> None:
         if lstm is not None and options:
             raise ValueError(f"lstm: expected None beside options of a new one ({', '.join(options)}), got a "
                              f"{type(lstm).__name__}")

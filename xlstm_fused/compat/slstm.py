@@ -9,6 +9,9 @@ xlstm package 2.0.6 implements them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,8 +26,12 @@ EPS = 1e-5
 """What the package adds to variances; it has no option for it."""
 INPUT_SHAPES = ("BSGNH", "SBGNH")
 OUTPUT_SHAPES = ("BNSH", "SBH", "BSH", "SBNH")
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "relu^2": lambda x: F.relu(x).square(), "sigmoid": torch.sigmoid,
-               "swish": F.silu, "selu": F.selu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "relu": F.relu, "relu^2": lambda x: F.relu(x).square(), "sigmoid": torch.sigmoid, "swish": F.silu,
+    "selu": F.selu}
+
+Device: TypeAlias = "torch.device | str | int | None"
+ConvState: TypeAlias = "Tensor | tuple[Tensor] | None"
 
 
 def cell_weights(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,13 +70,14 @@ def run(input: Tensor, state: Tensor | None, weight_hh: Tensor, bias: Tensor, *,
     is cut.
     """
     input = input.to(autocast_dtype(input))
+    initial = None
     if state is not None:
         h, *others = state.unbind(0)
-        state = h.to(input.dtype), *others
+        initial = h.to(input.dtype), *others
     H, D = input.shape[-1] // GATES, weight_hh.shape[1]
-    output, state = recurrence(input + bias.to(input.dtype), weight_hh.to(input.dtype), state, cell=cell,
-                               num_heads=H // D, batch_first=batch_first, backend=backend)
-    return output, torch.stack([value.to(state[-1].dtype) for value in state])
+    output, last = recurrence(input + bias.to(input.dtype), weight_hh.to(input.dtype), initial, cell=cell,
+                              num_heads=H // D, batch_first=batch_first, backend=backend)
+    return output, torch.stack([value.to(last[-1].dtype) for value in last])
 
 
 def arranged(output: Tensor, num_heads: int, batch_first: bool, output_shape: str) -> Tensor:
@@ -93,7 +101,8 @@ class SLSTMCell(nn.Module):
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, cell: str = "slstm", input_shape: str = "BSGNH",
-                 output_shape: str = "BNSH", backend: str = "auto", device=None, dtype=None) -> None:
+                 output_shape: str = "BNSH", backend: str = "auto", device: Device = None,
+                 dtype: torch.dtype | None = None) -> None:
         super().__init__()
         checks.cell_name(cell, ("lstm", "slstm"))
         checks.heads(num_heads, hidden_size)
@@ -104,7 +113,7 @@ class SLSTMCell(nn.Module):
                 raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
         self.hidden_size, self.num_heads, self.cell, self.backend = hidden_size, num_heads, cell, backend
         self.input_shape, self.output_shape = input_shape, output_shape
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight_hh = nn.Parameter(torch.empty(GATES * hidden_size, hidden_size // num_heads, **options))
         self.bias = nn.Parameter(torch.empty(GATES * hidden_size, **options))
         self.reset_parameters()
@@ -161,10 +170,10 @@ class SLSTMLayer(nn.Module):
     """
 
     def __init__(self, embedding_dim: int, num_heads: int, *, conv1d_kernel_size: int = 4, dropout: float = 0.0,
-                 group_norm_weight: bool = True, cell: str = "slstm", backend: str = "auto", device=None,
-                 dtype=None) -> None:
+                 group_norm_weight: bool = True, cell: str = "slstm", backend: str = "auto", device: Device = None,
+                 dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.slstm_cell = SLSTMCell(embedding_dim, num_heads, cell=cell, output_shape="BSH", backend=backend, **options)
         D = embedding_dim // num_heads
         self.weight_ih = nn.Parameter(torch.empty(GATES, num_heads, D, D, **options))
@@ -174,8 +183,8 @@ class SLSTMLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         nn.init.uniform_(self.weight_ih, -D**-0.5, D**-0.5)
 
-    def forward(self, x: Tensor, conv_state=None, slstm_state: Tensor | None = None, return_last_state: bool = False,
-                **_):
+    def forward(self, x: Tensor, conv_state: ConvState = None, slstm_state: Tensor | None = None,
+                return_last_state: bool = False, **_: Any) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Run a sequence.
 
         Args:
@@ -191,7 +200,7 @@ class SLSTMLayer(nn.Module):
         """
         mixed = x
         if self.conv is not None:
-            history = self._history(x, conv_state)
+            history = self._history(x, conv_state, self.conv.kernel_size[0] - 1)
             seen = torch.cat((history, x), 1)
             conv_state = seen[:, x.shape[1]:]
             mixed = F.silu(self.conv(seen.transpose(1, 2)).transpose(1, 2))
@@ -203,13 +212,15 @@ class SLSTMLayer(nn.Module):
         output = F.group_norm(y.flatten(0, 1), N, self.norm_weight, eps=EPS).view(y.shape)
         return (output, {"conv_state": conv_state, "slstm_state": slstm_state}) if return_last_state else output
 
-    def step(self, x: Tensor, conv_state=None, slstm_state: Tensor | None = None):
+    def step(self, x: Tensor, conv_state: ConvState = None,
+             slstm_state: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """:meth:`forward` of one step, x (B, 1, H), that returns the states too."""
-        return self(x, conv_state, slstm_state, return_last_state=True)
+        result: tuple[Tensor, dict[str, Any]] = self(x, conv_state, slstm_state, return_last_state=True)
+        return result
 
-    def _history(self, x, conv_state) -> Tensor:
-        """The steps before ``x`` that the convolution sees, (B, conv1d_kernel_size - 1, H)."""
-        width = self.conv.kernel_size[0] - 1
+    @staticmethod
+    def _history(x: Tensor, conv_state: ConvState, width: int) -> Tensor:
+        """The ``width`` steps before ``x`` that the convolution sees, (B, width, H)."""
         if isinstance(conv_state, tuple):
             conv_state, = conv_state
         if conv_state is None:
@@ -231,11 +242,12 @@ class SLSTMBlock(nn.Module):
     """
 
     def __init__(self, layer: SLSTMLayer, ffn_dim: int | None, *, ffn_bias: bool = False, ffn_dropout: float = 0.0,
-                 act_fn: str = "gelu", device=None, dtype=None) -> None:
+                 act_fn: str = "gelu", device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if act_fn not in ACTIVATIONS:
             raise ValueError(f"act_fn: expected one of {tuple(ACTIVATIONS)}, got {act_fn!r}")
-        H, options = layer.slstm_cell.hidden_size, {"device": device, "dtype": dtype}
+        H: int = layer.slstm_cell.hidden_size
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.layer, self.act_fn = layer, act_fn
         self.norm_weight = nn.Parameter(torch.ones(H, **options))
         self.proj_up = None
@@ -245,7 +257,8 @@ class SLSTMBlock(nn.Module):
             self.proj_down = nn.Linear(ffn_dim, H, ffn_bias, **options)
             self.dropout = nn.Dropout(ffn_dropout)
 
-    def forward(self, x: Tensor, return_last_state: bool = False, **states):
+    def forward(self, x: Tensor, return_last_state: bool = False,
+                **states: Any) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """x (B, T, H) to the same; ``states`` and ``return_last_state`` as in :meth:`SLSTMLayer.forward`."""
         normed = F.layer_norm(x, x.shape[-1:], self.norm_weight, eps=EPS)
         y, states = self.layer(normed, return_last_state=True, **states)
@@ -256,6 +269,7 @@ class SLSTMBlock(nn.Module):
             x = x + self.dropout(self.proj_down(ACTIVATIONS[self.act_fn](gate) * up))
         return (x, states) if return_last_state else x
 
-    def step(self, x: Tensor, **states):
+    def step(self, x: Tensor, **states: Any) -> tuple[Tensor, dict[str, Any]]:
         """:meth:`forward` of one step, x (B, 1, H), that returns the states too."""
-        return self(x, return_last_state=True, **states)
+        result: tuple[Tensor, dict[str, Any]] = self(x, return_last_state=True, **states)
+        return result

@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 device_type_for_tests = "cuda"
 """For tests: "cpu" where Triton's interpreter runs the kernels."""
@@ -21,7 +24,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
-def _missing(device_type):
+def _missing(device_type: str) -> str | None:
     """What this machine lacks to run it on a device of that type; None for nothing."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'xlstm-fused[triton]')"
@@ -48,22 +51,25 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
     return _missing(device_type)
 
 
-def inference(*arguments):
+def inference(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``."""
-    return _launch().forward(False, *arguments)
+    results: tuple[Tensor, ...] = _launch().forward(False, *arguments)
+    return results
 
 
-def forward(*arguments):
+def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
-    return _launch().forward(True, *arguments)
+    results: tuple[Tensor, ...] = _launch().forward(True, *arguments)
+    return results
 
 
-def backward(*arguments):
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
-    return _launch().backward(*arguments)
+    results: tuple[Tensor, ...] = _launch().backward(*arguments)
+    return results
 
 
-def _launch():
+def _launch() -> ModuleType:
     from . import launch
 
     return launch

@@ -68,17 +68,17 @@ RESERVE = 24 << 10
 """Bytes of shared memory that tiles of h and of the gates change layout in, at most."""
 
 
-def fits(rows, units, itemsize, device):
+def fits(rows: int, units: int, itemsize: int, device: Device) -> bool:
     """Whether ``rows`` rows of ``units`` units of the matrix fit into a program's shared memory."""
     return GATES * rows * units * itemsize + RESERVE <= device.shared_limit
 
 
-def warps(count, device):
+def warps(count: int, device: Device) -> int:
     """``count`` warps of 32 threads in those of the device."""
     return max(1, count * 32 // device.warp_size)
 
 
-def plan(D, heads, B, itemsize, device, backward):
+def plan(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> Plan:
     """The tiles of a recurrence with ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences."""
     tiles = TILES[itemsize, backward]
     padded = max(16, 1 << (D - 1).bit_length())

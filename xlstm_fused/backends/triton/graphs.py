@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,12 +22,12 @@ CAPACITY = 64
 """Sets of launches remembered at a time; each of the graphs among them takes memory for every one of its launches."""
 
 
-def allowed(device):
+def allowed(device: torch.device) -> bool:
     """Whether launches may go into a graph of ours; not if they already go into one that the user captures."""
     return device.type == "cuda" and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
 
 
-def capture(launches, device):
+def capture(launches: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
     """A ``torch.cuda.CUDAGraph`` of what ``launches()`` enqueues, which is not run.
 
     Not by ``torch.cuda.graph``, which waits for the device. The stream is a new one from torch's pool of those with
@@ -44,12 +46,12 @@ def capture(launches, device):
 class Graphs:
     """The launches seen last, by key, with a graph of those that came more than once."""
 
-    def __init__(self, capacity=CAPACITY):
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity, self._lock = capacity, threading.Lock()
         # None for launches that came once. The oldest come first.
-        self._graphs: OrderedDict[tuple, object | None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Any, ...], torch.cuda.CUDAGraph | None] = OrderedDict()
 
-    def run(self, key, launches, device):
+    def run(self, key: tuple[Any, ...], launches: Callable[[], None], device: torch.device) -> None:
         """Do ``launches()`` on the current stream of ``device``, the current device.
 
         ``key`` has everything that they depend on. They may enqueue kernels and nothing else, and not wait.
@@ -60,9 +62,10 @@ class Graphs:
         # Two threads must not touch one graph at the same time, and a replay takes microseconds.
         with self._lock:
             if key in self._graphs:
-                if self._graphs[key] is None:
-                    self._graphs[key] = capture(launches, device)
-                self._graphs[key].replay()
+                graph = self._graphs[key]
+                if graph is None:
+                    graph = self._graphs[key] = capture(launches, device)
+                graph.replay()
                 self._graphs.move_to_end(key)
                 return
         # Compiles the kernels and loads them, neither of which a capture could do.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 from ...dtypes import state_dtype
+from ...rows import Rows
 from . import config
 from .cells import MODULES
 from .graphs import Graphs
@@ -20,18 +24,18 @@ OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusi
 
 graphs = Graphs()
 
-forced_plan = None
+forced_plan: config.Plan | None = None
 """For tests: the :class:`config.Plan` to run instead of the chosen one."""
 
 
 @functools.cache
-def _null(device, dtype):
+def _null(device: torch.device, dtype: torch.dtype) -> Tensor:
     """A tensor without elements: its address is null, which kernels take for zeros."""
     return torch.empty(0, dtype=dtype, device=device)
 
 
 @functools.cache
-def device_of(device):
+def device_of(device: torch.device) -> config.Device:
     """What the tile choice needs to know of a device; of the interpreter's, whatever makes it choose one program."""
     if device.type != "cuda":
         return config.Device(1, 1 << 20)
@@ -40,7 +44,7 @@ def device_of(device):
                          64 if torch.version.hip is not None else 32)
 
 
-def _on(device):
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     # Triton launches on the current device and stream.
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -48,7 +52,8 @@ def _on(device):
 class Launch:
     """The shapes of one problem, its checked arguments, and the launches that both passes share."""
 
-    def __init__(self, weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward):
+    def __init__(self, weight_hh: Tensor, reset: Tensor | None, reset_h: Tensor | None, reset_s: Tensor | None,
+                 reset_per_row: bool, rows: Rows, cell: str, reverse: bool, backward: bool) -> None:
         if rows.P >= 1 << 31:
             raise ValueError(f"expected fewer than 2^31 rows, got {rows.P}")
         if weight_hh.dim() != 5:
@@ -69,12 +74,12 @@ class Launch:
         self.plan = forced_plan or config.plan(D, K * N, rows.B, self.storage.itemsize, device, backward)
         self.reverse = reverse
 
-    def new(self, shape, dtype):
+    def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
         make = torch.zeros if self.rows.has_padding else torch.empty
         return make(shape, dtype=dtype, device=self.device)
 
-    def check(self, name, value, shape, dtype):
+    def check(self, name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """``value``, or a null tensor for None, if it is what a kernel can take; else an error."""
         if value is None:
             return _null(self.device, dtype)
@@ -88,7 +93,7 @@ class Launch:
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
         return value
 
-    def rows_arguments(self):
+    def rows_arguments(self) -> tuple[Any, ...]:
         rows = self.rows
         return (self.check("time_offset", rows.time_offset, (rows.T,), torch.int64),
                 self.check("batch_offset", rows.batch_offset, (rows.B,), torch.int64),
@@ -96,10 +101,10 @@ class Launch:
                 rows.time_stride, rows.batch_stride, rows.T, rows.B, rows.P, self.K, self.N, int(self.reverse))
 
     @property
-    def stepwise(self):
+    def stepwise(self) -> bool:
         return self.plan.slices > 1 and not self.plan.barrier
 
-    def steps(self):
+    def steps(self) -> list[tuple[int, ...]]:
         """``[(first_step, end_step)]`` of each launch.
 
         Up to T, though the longest length may be less: to read that would wait for the device. Launches past it end
@@ -109,7 +114,8 @@ class Launch:
         # The first launch also sets the final state, of sequences without a step too.
         return [(step, step + 1) for step in range(max(T, 1))] if self.stepwise else [(0, T)]
 
-    def run(self, kernel, pointers, steps, **options):
+    def run(self, kernel: Any, pointers: tuple[Tensor | None, ...], steps: Sequence[tuple[int, ...]],
+            **options: Any) -> None:
         """Launch ``kernel`` for each of ``steps``, tuples of its arguments between ``reverse`` and ``slices``."""
         plan, rows = self.plan, self.rows
         if rows.B == 0:
@@ -124,7 +130,7 @@ class Launch:
                         BARRIER=plan.barrier, PRECISION=precision(), num_warps=plan.num_warps,
                         num_stages=plan.num_stages, launch_cooperative_grid=plan.barrier, enable_fp_fusion=True)
 
-        def launches():
+        def launches() -> None:
             for step in steps:
                 kernel[(tiles * plan.slices, self.N, self.K)](*shared, *step, plan.slices, **options)
 
@@ -138,7 +144,7 @@ class Launch:
             graphs.run(key, launches, self.device)
 
 
-def precision():
+def precision() -> str:
     """How float32 products are made, by torch's own setting for matrix products: "tf32" or "ieee"."""
     matmul = torch.backends.cuda.matmul
     # torch 2.9 and later have three settings and are strict about mixing them with the switch of old.
@@ -146,7 +152,9 @@ def precision():
     return "tf32" if allowed and torch.version.hip is None else "ieee"
 
 
-def forward(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+            reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+            cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
     launch = Launch(weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward=False)
     storage, state, new = launch.storage, launch.state, launch.new
@@ -164,22 +172,25 @@ def forward(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row,
     return output, h_n, s_n, *saved
 
 
-def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
-             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
+             reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, pre: Tensor, states: Tensor,
+             output: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_s_n: Tensor | None,
+             d_pre: Tensor | None, d_states: Tensor | None, rows: Rows, cell: str,
+             reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
     launch = Launch(weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward=True)
     storage, state = launch.storage, launch.state
     # Where several launches pass a gradient on, it must not be rounded on the way.
     passed = state if launch.stepwise else storage
 
-    def given(name, value, shape, dtype):
+    def given(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # Gradients come from autograd with any strides.
         return launch.check(name, value if value is None else value.contiguous(), shape, dtype)
 
-    def optional(name, value, shape, dtype):
+    def optional(name: str, value: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         return None if value is None else given(name, value, shape, dtype)
 
-    def if_read(name, value, shape):
+    def if_read(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         return given(name, value, shape, storage) if launch.cell.READS_H else None
 
     dpre = launch.new(launch.gates, storage)
