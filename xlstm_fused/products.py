@@ -5,6 +5,7 @@ float32 there as well, but one number at a time, which takes several times as lo
 """
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ def _has_instructions(dtype: torch.dtype) -> bool:
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
     if not torch.backends.mkldnn.is_available():
         return False
-    return getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()
+    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")())
 
 
 _IN_FLOAT32 = frozenset(dtype for dtype in (torch.bfloat16, torch.float16) if not _has_instructions(dtype))
@@ -38,11 +39,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return (a.float() @ b.float()).to(a.dtype)
 
 
-def _is_in_float32(value):
+def _is_in_float32(value: Tensor) -> bool:
     return value.device.type == "cpu" and value.dtype in _IN_FLOAT32
 
 
-def _without_autocast():
+def _without_autocast() -> contextlib.AbstractContextManager[Any]:
     # It would cast both factors back.
     if not torch._C._is_any_autocast_enabled():
         return contextlib.nullcontext()

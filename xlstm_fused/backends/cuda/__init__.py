@@ -6,15 +6,21 @@ Shapes are those of :mod:`xlstm_fused.backends.reference`. NVIDIA GPUs of comput
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
+_cuda: Any = None
+_import_error = ""
 try:
-    from ... import _cuda
+    _cuda = importlib.import_module("xlstm_fused._cuda")
 except ImportError as error:
-    _cuda, _import_error = None, str(error)
+    _import_error = str(error)
 
 device_type_for_tests = "cuda"
 """For tests: "cpu" where an interpreter runs the kernels."""
@@ -36,11 +42,12 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
 
 def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
     """Why heads of so many units cannot be run on the current device; None if they can."""
-    return _launch().too_large(head_dim, dtype)
+    reason: str | None = _launch().too_large(head_dim, dtype)
+    return reason
 
 
 @functools.cache
-def _missing(device_type):
+def _missing(device_type: str) -> str | None:
     """What this machine lacks to run it on a device of that type; None for nothing."""
     if device_type == "cpu":
         return None
@@ -59,28 +66,31 @@ def _why_missing() -> str:
     """Why there is no extension: what the build noted, else the error of the import."""
     note = Path(__file__).parents[2] / "_build.json"
     try:
-        reason = json.loads(note.read_text()).get("cuda")
+        reason: str | None = json.loads(note.read_text()).get("cuda")
     except (OSError, ValueError):
         reason = None
     return reason or f"its extension does not load: {_import_error}"
 
 
-def inference(*arguments):
+def inference(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``."""
-    return _launch().forward(False, *arguments)
+    results: tuple[Tensor, ...] = _launch().forward(False, *arguments)
+    return results
 
 
-def forward(*arguments):
+def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
-    return _launch().forward(True, *arguments)
+    results: tuple[Tensor, ...] = _launch().forward(True, *arguments)
+    return results
 
 
-def backward(*arguments):
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
-    return _launch().backward(*arguments)
+    results: tuple[Tensor, ...] = _launch().backward(*arguments)
+    return results
 
 
-def _launch():
+def _launch() -> ModuleType:
     from . import launch
 
     return launch

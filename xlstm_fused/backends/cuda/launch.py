@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...cells import CELLS
 from ...dtypes import state_dtype
-from . import _cuda
+from ...rows import Rows
+from . import _cuda as _cuda
 from . import plan as planning
 
-forced_plan = None
+Shape = tuple[int, ...]
+
+forced_plan: Callable[[int, int, bool], planning.Plan] | None = None
 """For tests: ``function(D, itemsize, backward)`` that returns the :class:`plan.Plan` to run."""
 
 
 @functools.cache
 def device_of(device: torch.device) -> planning.Device:
     """What the choice of a plan needs to know of a device."""
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     return planning.Device((properties.major, properties.minor), properties.multi_processor_count,
                            properties.shared_memory_per_block_optin)
 
 
 @functools.cache
-def _is_resident(cell, kind, backward, plan, index) -> bool:
+def _is_resident(cell: str, kind: str, backward: bool, plan: planning.Plan, index: int) -> bool:
     """Whether the driver can have the plan's programs, or one cluster of them, resident at once."""
-    return _cuda.resident(cell, kind, backward, plan[:4], plan.fields, index) > 0
+    return bool(_cuda.resident(cell, kind, backward, plan[:4], plan.fields, index) > 0)
 
 
-def choose_plan(D, heads, B, cell, kind, itemsize, device, backward) -> planning.Plan:
+def choose_plan(D: int, heads: int, B: int, cell: str, kind: str, itemsize: int, device: torch.device,
+                backward: bool) -> planning.Plan:
     """The best plan that the device has room for.
 
     Raises:
@@ -64,18 +71,19 @@ def kind_of(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "float32"
 
 
-def _address(value):
+def _address(value: Tensor | None) -> int:
     return 0 if value is None or value.numel() == 0 else value.data_ptr()
 
 
-def call(backward, cell, kind, plan, device, problem, arrays, weight_t=None):
+def call(backward: bool, cell: str, kind: str, plan: planning.Plan, device: torch.device, problem: Sequence[Any],
+         arrays: Sequence[Tensor | None], weight_t: Tensor | None = None) -> None:
     """Launch one kernel on the current stream of ``device``. In ``problem`` and ``arrays``, which are the structs of
     csrc/params.h, tensors stand for addresses, and None for 0."""
-    problem = tuple(_address(each) if each is None or isinstance(each, torch.Tensor) else each for each in problem)
-    arrays = tuple(map(_address, arrays))
+    fields = tuple(_address(each) if each is None or isinstance(each, Tensor) else each for each in problem)
+    addresses = tuple(map(_address, arrays))
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        arguments = cell, kind, plan[:4], plan.fields, device.index, stream, problem, arrays
+        arguments = cell, kind, plan[:4], plan.fields, device.index, stream, fields, addresses
         if backward:
             _cuda.backward(*arguments, _address(weight_t))
         else:
@@ -85,7 +93,9 @@ def call(backward, cell, kind, plan, device, problem, arrays, weight_t=None):
 class _Problem:
     """The shapes of one problem, its checked arguments, and what both passes share."""
 
-    def __init__(self, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+    def __init__(self, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+                 reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+                 cell: str, reverse: bool) -> None:
         if weight_hh.dim() != 5:
             raise ValueError(f"weight_hh: expected 5 dimensions (K, G, N, D, D), got shape {tuple(weight_hh.shape)}")
         self.device, self.storage, self.state = weight_hh.device, weight_hh.dtype, state_dtype(weight_hh.dtype)
@@ -94,8 +104,11 @@ class _Problem:
         if P >= 1 << 31:
             raise ValueError(f"expected fewer than 2^31 rows, got {P}")
         self.rows, self.cell, self.kind = rows, cell, kind_of(self.storage)
-        self.gates, self.output, self.states = (P, K, G, N, D), (P, K, N, D), (others, P, K, N, D)
-        self.h0, self.s0 = (K, B, N, D), (others, K, B, N, D)
+        self.gates: Shape = (P, K, G, N, D)
+        self.output: Shape = (P, K, N, D)
+        self.states: Shape = (others, P, K, N, D)
+        self.h0: Shape = (K, B, N, D)
+        self.s0: Shape = (others, K, B, N, D)
         self.reset_h, self.reset_s = (self.output, self.states) if reset_per_row else (self.h0, self.s0)
         check, index = self.check, torch.int64
         self.fields = (
@@ -108,7 +121,7 @@ class _Problem:
             check("reset_s", reset_s, self.reset_s, self.state), check("h_mask", h_mask, self.h0, self.storage))
         self.sizes = D, K * N, B
 
-    def check(self, name, value, shape, dtype):
+    def check(self, name: str, value: Tensor | None, shape: Shape, dtype: torch.dtype) -> Tensor | None:
         """``value`` if it is what a kernel can take, or None; else an error."""
         if value is None:
             return None
@@ -122,15 +135,15 @@ class _Problem:
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
         return value
 
-    def new(self, shape, dtype):
+    def new(self, shape: Shape, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def new_over_rows(self, shape, dtype):
+    def new_over_rows(self, shape: Shape, dtype: torch.dtype) -> Tensor:
         """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
         make = torch.zeros if self.rows.has_padding else torch.empty
         return make(shape, dtype=dtype, device=self.device)
 
-    def run(self, backward, arrays, weight_t=None):
+    def run(self, backward: bool, arrays: Sequence[Tensor | None], weight_t: Tensor | None = None) -> None:
         D, heads, B = self.sizes
         if B == 0 or heads * D == 0:
             return
@@ -138,32 +151,37 @@ class _Problem:
         call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, weight_t)
 
 
-def forward(save, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse):
+def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
+            reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
+            cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
     problem = _Problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     storage, state = problem.storage, problem.state
-    wx = problem.check("wx", wx, problem.gates, storage)
+    problem.check("wx", wx, problem.gates, storage)
     output = problem.new_over_rows(problem.output, storage)
     h_n, s_n = problem.new(problem.h0, storage), problem.new(problem.s0, state)
-    saved = ()
+    saved: tuple[Tensor, ...] = ()
     if save:
         saved = problem.new_over_rows(problem.gates, storage), problem.new_over_rows(problem.states, state)
     problem.run(False, (wx, output, h_n, s_n, *(saved or (None, None))))
     return output, h_n, s_n, *saved
 
 
-def backward(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, pre, states, output,
-             d_output, d_h_n, d_s_n, d_pre, d_states, rows, cell, reverse):
+def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
+             reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, pre: Tensor, states: Tensor,
+             output: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_s_n: Tensor | None, d_pre: Tensor | None,
+             d_states: Tensor | None, rows: Rows, cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(dpre, dh0, ds0, dreset_h, dreset_s)``; the last two have no elements where there is no reset state."""
     problem = _Problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     storage, state = problem.storage, problem.state
-    inputs = (("pre", pre, problem.gates, storage), ("states", states, problem.states, state),
-              ("output", output, problem.output, storage), ("d_output", d_output, problem.output, storage),
-              ("d_h_n", d_h_n, problem.h0, storage), ("d_s_n", d_s_n, problem.s0, state),
-              ("d_pre", d_pre, problem.gates, storage), ("d_states", d_states, problem.states, state))
+    given: tuple[tuple[str, Tensor | None, Shape, torch.dtype], ...] = (
+        ("pre", pre, problem.gates, storage), ("states", states, problem.states, state),
+        ("output", output, problem.output, storage), ("d_output", d_output, problem.output, storage),
+        ("d_h_n", d_h_n, problem.h0, storage), ("d_s_n", d_s_n, problem.s0, state),
+        ("d_pre", d_pre, problem.gates, storage), ("d_states", d_states, problem.states, state))
     # Gradients come from autograd with any strides.
-    inputs = [problem.check(name, value if value is None else value.contiguous(), *rest)
-              for name, value, *rest in inputs]
+    inputs = [problem.check(name, value if value is None else value.contiguous(), shape, dtype)
+              for name, value, shape, dtype in given]
     dpre = problem.new_over_rows(problem.gates, storage)
     dh0, ds0 = problem.new(problem.h0, storage), problem.new(problem.s0, state)
     # The kernel writes only where a reset is.

@@ -58,16 +58,17 @@ class Plan(NamedTuple):
         return self[4:13]
 
 
-def _ceil(a, b):
+def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _row_bytes(size):
+def _row_bytes(size: int) -> int:
     """``size`` bytes or more, 64 modulo 128: then eight lanes that load 16 bytes each meet no bank twice."""
     return _ceil(size, CHUNK) * CHUNK if _ceil(size, CHUNK) % 2 else (_ceil(size, CHUNK) + 1) * CHUNK
 
 
-def plan_for(exchange, programs, tiles, D, itemsize, device, backward) -> Plan | None:
+def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, device: Device,
+             backward: bool) -> Plan | None:
     """The plan with so many programs for a head of D units; None if it is impossible."""
     units = _ceil(_ceil(D, programs), 8) * 8
     warps = units // 8
@@ -96,7 +97,7 @@ def plan_for(exchange, programs, tiles, D, itemsize, device, backward) -> Plan |
                 shared_chunks, row_bytes, partials, fragments, WATCHDOG, shared_chunks == wanted)
 
 
-def plans(D, heads, B, itemsize, device, backward) -> list[Plan]:
+def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> list[Plan]:
     """The plans for ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences, the best first.
 
     Empty where the head is too large. Which of them the device has room for at the moment is asked of its driver.
@@ -104,13 +105,14 @@ def plans(D, heads, B, itemsize, device, backward) -> list[Plan]:
     sizes = [("alone", 1)]
     if device.capability[0] in (9, 10):
         sizes += [("cluster", programs) for programs in CLUSTERS]
-    results = []
+    results: list[Plan] = []
     for exchange, programs in sizes:
         # Two tiles in a program take less time than two programs one after the other.
         crowded = _ceil(B, TILE) * heads * programs > device.processors
         tiles = 2 if crowded and exchange == "cluster" else 1
-        results.append(plan_for(exchange, programs, tiles, D, itemsize, device, backward))
-    results = [each for each in results if each is not None]
+        plan = plan_for(exchange, programs, tiles, D, itemsize, device, backward)
+        if plan is not None:
+            results.append(plan)
     # Few programs have few to wait for; but reading R at every step costs more, and less to each of many.
     resident = [each for each in results if each.resident]
     streaming = [each for each in results if not each.resident]
