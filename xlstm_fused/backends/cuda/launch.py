@@ -12,6 +12,7 @@ from torch import Tensor
 from ...cells import CELLS
 from ...dtypes import state_dtype
 from ...rows import Rows
+from ..arguments import checked
 from . import _cuda as _cuda
 from . import plan as planning
 
@@ -123,17 +124,7 @@ class _Problem:
 
     def check(self, name: str, value: Tensor | None, shape: Shape, dtype: torch.dtype) -> Tensor | None:
         """``value`` if it is what a kernel can take, or None; else an error."""
-        if value is None:
-            return None
-        if value.device != self.device:
-            raise RuntimeError(f"{name}: expected a tensor on {self.device}, got one on {value.device}")
-        if value.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
-        if not value.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
-        return value
+        return None if value is None else checked(name, value, shape, dtype, self.device)
 
     def new(self, shape: Shape, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...dtypes import state_dtype
 from ...rows import Rows
+from ..arguments import checked
 from . import config
 from .cells import MODULES
 from .graphs import Graphs
@@ -83,15 +84,7 @@ class Launch:
         """``value``, or a null tensor for None, if it is what a kernel can take; else an error."""
         if value is None:
             return _null(self.device, dtype)
-        if value.device != self.device:
-            raise RuntimeError(f"{name}: expected a tensor on {self.device}, got one on {value.device}")
-        if value.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
-        if not value.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
-        return value
+        return checked(name, value, shape, dtype, self.device)
 
     def rows_arguments(self) -> tuple[Any, ...]:
         rows = self.rows
