@@ -35,20 +35,25 @@ const void* find_kernel(const std::string& cell, const std::string& kind, bool b
   return kernel;
 }
 
-// (exchange, tiles, warps, shared_bytes)
+Exchange exchange_of(const std::string& name) {
+  if (name == "alone") return Exchange::alone;
+  if (name == "cluster") return Exchange::cluster;
+  if (name == "grid") return Exchange::grid;
+  throw std::invalid_argument("exchange: unknown: " + name);
+}
+
+// (exchange, tiles, warps, shared_bytes, groups)
 Launch launch_of(const py::tuple& shape, int device, uintptr_t stream) {
-  if (shape.size() != 4) throw std::invalid_argument("shape: expected 4 fields");
-  const auto exchange = shape[0].cast<std::string>();
-  if (exchange != "alone" && exchange != "cluster") throw std::invalid_argument("exchange: unknown: " + exchange);
-  return {exchange == "cluster" ? Exchange::cluster : Exchange::alone, shape[1].cast<int>(), shape[2].cast<int>(),
-          shape[3].cast<int64_t>(), device, reinterpret_cast<void*>(stream)};
+  if (shape.size() != 5) throw std::invalid_argument("shape: expected 5 fields");
+  return {exchange_of(shape[0].cast<std::string>()), shape[1].cast<int>(), shape[2].cast<int>(),
+          shape[3].cast<int64_t>(), shape[4].cast<int>(), device, reinterpret_cast<void*>(stream)};
 }
 
 Plan plan_of(const py::tuple& values) {
-  if (values.size() != 9) throw std::invalid_argument("plan: expected 9 fields");
+  if (values.size() != 10) throw std::invalid_argument("plan: expected 10 fields");
   const auto number = [&](int i) { return values[i].cast<int32_t>(); };
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7),
-          values[8].cast<int64_t>()};
+          values[8].cast<int64_t>(), values[9].cast<int64_t>()};
 }
 
 void check(const Problem& p) {
@@ -59,20 +64,21 @@ void check(const Problem& p) {
 }
 
 void forward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
-             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays) {
+             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words) {
   const ForwardParams p = forward_params(problem, arrays);
   check(p);
   const Launch launch = launch_of(shape, device, stream);
-  recurrence_fwd(p, plan_of(plan), find_kernel(cell, kind, false, launch), launch);
+  recurrence_fwd(p, plan_of(plan), reinterpret_cast<uint64_t*>(words), find_kernel(cell, kind, false, launch), launch);
 }
 
 void backward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
-              int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t weight_t) {
+              int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words,
+              uintptr_t weight_t) {
   const BackwardParams p = backward_params(problem, arrays);
   check(p);
   const Launch launch = launch_of(shape, device, stream);
-  recurrence_bwd(p, plan_of(plan), reinterpret_cast<const void*>(weight_t), find_kernel(cell, kind, true, launch),
-                 launch);
+  recurrence_bwd(p, plan_of(plan), reinterpret_cast<uint64_t*>(words), reinterpret_cast<const void*>(weight_t),
+                 find_kernel(cell, kind, true, launch), launch);
 }
 
 int resident_programs(const std::string& cell, const std::string& kind, bool backward, const py::tuple& shape,
@@ -95,16 +101,17 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() = "Fused recurrences on NVIDIA GPUs. Arrays are passed as addresses, 0 for none; nothing waits.";
 #define ARGUMENTS \
   py::arg("cell"), py::arg("kind"), py::arg("shape"), py::arg("plan"), py::arg("device"), py::arg("stream"), \
-      py::arg("problem"), py::arg("arrays")
+      py::arg("problem"), py::arg("arrays"), py::arg("words")
   module.def("forward", &forward, ARGUMENTS,
-             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h.");
+             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and the zeros "
+             "through which the programs of a grid exchange what they compute.");
   module.def("backward", &backward, ARGUMENTS, py::arg("weight_t"),
              "Launch its gradients: the fields of Problem, then the others of BackwardParams, and R as (K, N, D_in, "
              "D_out, G).");
 #undef ARGUMENTS
   module.def("resident", &resident_programs, py::arg("cell"), py::arg("kind"), py::arg("backward"), py::arg("shape"),
              py::arg("plan"), py::arg("device"),
-             "How many programs (clusters of them) of a plan the device runs at once; 0 if not even one.");
+             "How many programs (clusters, groups of them) of a plan the device runs at once; 0 if not even one.");
   module.attr("archs") = XLSTM_FUSED_ARCHS;
   module.def("cells", &cells, "The cells that there are kernels for.");
 }
