@@ -2,7 +2,8 @@
 
 ``nox --list`` shows the cells, ``nox --session NAME`` runs one. Each installs what ``sdist`` made, prints
 ``python -m xlstm_fused info``, and runs a part of the tests, copied from the source tree to test what is installed. A
-Python that this machine does not have is skipped. Torch comes from wherever pip is set to look for it.
+Python that this machine does not have is skipped. Torch comes from wherever pip is set to look for it: several GB for
+each cell, where it finds builds for CUDA only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
 # The oldest torch that pyproject.toml allows, and the one that the Makefile installs.
 OLDEST = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
-NEWEST = re.search(r"^TORCH \?= torch==([\d.]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+USUAL = re.search(r"^TORCH \?= torch==([\d.]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+# Builds of the GPU kernels take minutes; one cell makes them.
+WITHOUT_NVCC = {"CUDACXX": "no-such-compiler"}
 TESTS = ("test_module.py", "test_ops.py", "test_options.py", "test_failure.py")
 
 
@@ -29,9 +32,9 @@ def distribution(pattern: str) -> str:
 
 
 def check(session: nox.Session, package: str, torch: str, *others: str, tests: tuple[str, ...] = TESTS,
-          **environment: str) -> None:
+          environment: dict[str, str] = WITHOUT_NVCC) -> None:
     """Install a package beside a torch and other packages, and test it, not the source tree."""
-    session.install(f"torch=={torch}", "pytest", *others)
+    session.install(torch, "pytest", *others)
     # pip keeps what it builds of an sdist, with a compiler or without, and would take that.
     session.install("--no-cache-dir", package, env=environment)
     folder = Path(session.create_tmp())
@@ -57,27 +60,34 @@ def sdist(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """The wheel of each Python, with nothing optional: neither triton nor numpy nor matplotlib."""
     session.install("twine", "auditwheel")
-    session.run("pip", "wheel", "--no-cache-dir", "--no-deps", "--wheel-dir", str(DIST), distribution("*.tar.gz"))
+    session.run("pip", "wheel", "--no-cache-dir", "--no-deps", "--wheel-dir", str(DIST), distribution("*.tar.gz"),
+                env=WITHOUT_NVCC)
     made = distribution("*.whl")
     session.run("twine", "check", "--strict", made)
     session.run("auditwheel", "show", made)
-    check(session, made, NEWEST)
+    check(session, made, f"torch=={USUAL}")
 
 
 @nox.session(requires=["sdist"])
 def oldest(session: nox.Session) -> None:
     """The sdist beside the oldest torch."""
-    check(session, distribution("*.tar.gz"), OLDEST)
+    check(session, distribution("*.tar.gz"), f"torch=={OLDEST}")
+
+
+@nox.session(requires=["sdist"])
+def newest(session: nox.Session) -> None:
+    """The sdist beside the newest torch that pip finds."""
+    check(session, distribution("*.tar.gz"), "torch")
 
 
 @nox.session(requires=["sdist"])
 def extras(session: nox.Session) -> None:
-    """The sdist beside all that is optional, with the tests of that."""
-    check(session, distribution("*.tar.gz"), NEWEST, "triton", "numpy", "matplotlib", "packaging",
-          tests=(*TESTS, "test_triton.py", "test_viz.py"))
+    """The sdist beside all that is optional, nvcc too if it is there, with the tests of that."""
+    check(session, distribution("*.tar.gz"), f"torch=={USUAL}", "triton", "numpy", "matplotlib", "packaging",
+          tests=(*TESTS, "test_triton.py", "test_viz.py"), environment={})
 
 
 @nox.session(requires=["sdist"])
 def without_compiler(session: nox.Session) -> None:
     """The sdist where there is no C++ compiler: the install goes well, and says what is missing."""
-    check(session, distribution("*.tar.gz"), NEWEST, CXX="no-such-compiler")
+    check(session, distribution("*.tar.gz"), f"torch=={USUAL}", environment={"CXX": "no-such-compiler"})

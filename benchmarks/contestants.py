@@ -70,7 +70,9 @@ def compiled(function):
 def ours(problem: Problem, precision: str, backend: str, compile: bool = False) -> Ready:
     case = problem.case
     layer = load_parameters(FusedxLSTM(case.I, case.H, case.L, bidirectional=case.bidirectional, cell=case.cell,
-                                       num_heads=case.N, backend=backend), problem, precision)
+                                       num_heads=case.N, backend=backend,
+                                       recurrent_dtype=torch.bfloat16 if precision == "bf16-R" else None),
+                            problem, precision)
     run = compiled(layer) if compile else layer
     x, input = problem.input(precision)
     state = problem.state(precision)
@@ -162,14 +164,14 @@ def _cell_is_not(cell: str, case: Case) -> str | None:
 def default_precisions(device: str) -> tuple[str, ...]:
     """Those that torch computes at speed on this kind of device."""
     if device == "cuda":
-        return PRECISIONS
+        return tuple(each for each in PRECISIONS if each != "bf16-R")
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ("fp32", "bf16") if fast else ("fp32",)
 
 
 def roster(device: str, compile_reference: bool = False) -> list[Contestant]:
     """Everyone who is installed and runs on this kind of device, ours first."""
-    anything = PRECISIONS if device == "cuda" else ("fp32", "bf16")
+    anything = default_precisions(device) if device == "cuda" else ("fp32", "bf16-R", "bf16")
     found = []
     for name in ORDER:
         for cell in CELLS:

@@ -261,7 +261,7 @@ def ratios(result: measure.Race, rival: tuple) -> dict[str, Spread]:
 def against(contestant: str, precision: str) -> tuple[str, ...]:
     """The precisions of ours that a rival is run beside: its own; nn.LSTM also beside our bfloat16, since what a user
     of nn.LSTM has today, in whatever precision is its best, is what bfloat16 would replace."""
-    return tuple(dict.fromkeys((precision, "bf16"))) if contestant == "nn.LSTM" else (precision,)
+    return tuple(dict.fromkeys((precision, "bf16-R", "bf16"))) if contestant == "nn.LSTM" else (precision,)
 
 
 def one_line(error: BaseException) -> str:

@@ -91,7 +91,8 @@ def draws(draw, api=None):
     if api == "layer":
         options = dict(bias=some(True, True, False), dropout=some(0.0, 0.0, 0.5, 1.0), residual=some(False, True),
                        layer_norm=some(False, False, True), recurrent_dropout=some(0.0, 0.0, 0.4),
-                       forget_bias=some(None, 1.0), checkpoint_every=some(None, None, 1, 2, 5))
+                       forget_bias=some(None, 1.0), checkpoint_every=some(None, None, 1, 2, 5),
+                       recurrent_dtype=some(None, None, None, torch.bfloat16))
         if N == 1 and D > 1 and cell != "gru" and some(True, False, False):
             proj_size = draw(st.integers(1, D - 1))
             options |= dict(recurrent_dropout=0.0, checkpoint_every=None)

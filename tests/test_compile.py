@@ -115,6 +115,10 @@ def test_compile_beside_checkpoint_every():
     check(FusedxLSTM(I, H, checkpoint_every=2), [((torch.randn(T, B, I),), {}) for T, B in SIZES])
 
 
+def test_compile_beside_recurrent_dtype():
+    check(FusedxLSTM(I, H, recurrent_dtype=torch.bfloat16), [((torch.randn(T, B, I),), {}) for T, B in SIZES])
+
+
 def test_compile_a_step():
     check(FusedxLSTMCell(I, H, cell="slstm"), [((torch.randn(B, I), states("slstm", B, H)), {}) for _, B in SIZES])
 

@@ -76,7 +76,7 @@ def forced_plan():
 @pytest.mark.parametrize("cell", CELLS)
 def test_bitwise_the_same_however_the_work_is_split(cell):
     """Threads over units of a head (a team), over tiles of the batch, and both; and a sequence alone in its batch."""
-    problem = Problem.random(cell, "lengths", 2, 1, 21, reset="per sequence", dtype=torch.float32)
+    problem = Problem.random(cell, "lengths", 2, 1, 37, reset="per sequence", dtype=torch.float32)
     results = []
     for threads, team, tiles in ((1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 2, 2), (4, 2, 5), (2, 1, 3), (3, 1, 5)):
         cpu.forced_plan = threads, team, tiles
@@ -88,12 +88,49 @@ def test_bitwise_the_same_however_the_work_is_split(cell):
         assert all(torch.equal(value, gradients[name]) for name, value in other_gradients.items()
                    if name != "weight_hh")
 
-    alone = Problem.random(cell, Rows.dense(7, 1, False), 2, 1, 21, dtype=torch.float32)
+    alone = Problem.random(cell, Rows.dense(7, 1, False), 2, 1, 37, dtype=torch.float32)
     alone.reset = problem.reset[1::5].clone()
     alone.tensors = {name: value[1::5].clone() if name == "wx" else value if name == "weight_hh" else
                      value[..., 1:2, :, :].clone() for name, value in problem.tensors.items()}
     cpu.forced_plan = None
     assert torch.equal(alone.run(through_cpu)[0]["output"], values["output"][1::5])
+
+
+def numbers_of_bfloat16(problem):
+    """The recurrent matrix rounded to bfloat16, which a tile of few rows keeps as such and one of many does not."""
+    problem.tensors["weight_hh"] = problem.tensors["weight_hh"].bfloat16().to(problem.tensors["weight_hh"].dtype)
+    return problem
+
+
+@pytest.mark.usefixtures("isa", "forced_plan")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("D", (5, 70, 128))
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_matrix_kept_in_bfloat16_changes_no_bit(cell, D, dtype):
+    problem = numbers_of_bfloat16(Problem.random(cell, Rows.dense(4, 11, False), 2, 1, D, dtype=dtype))
+    results = []
+    for threads, team, tiles in ((1, 1, 1), (1, 1, 2), (1, 1, 11), (2, 1, 6)):
+        cpu.forced_plan = threads, team, tiles
+        results.append(problem.run(through_cpu))
+    (values, gradients), *others = results
+    for other_values, other_gradients in others:
+        assert all(torch.equal(value, values[name]) for name, value in other_values.items())
+        assert all(torch.equal(value, gradients[name]) for name, value in other_gradients.items()
+                   if name != "weight_hh")
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("where", (0, 1000, -1))
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_matrix_with_one_number_that_is_no_bfloat16(cell, where):
+    problem = numbers_of_bfloat16(Problem.random(cell, "time-major", 1, 1, 23, dtype=torch.float32))
+    problem.tensors["weight_hh"].view(-1)[where] = 1 + 2**-9
+    expected_values, expected = problem.to(torch.float64).run(through_autograd)
+    values, gradients = problem.run(through_cpu)
+    for name, value in expected_values.items():
+        assert_close(values[name], value, name)
+    for name, gradient in expected.items():
+        assert_close(gradients[name], gradient, f"gradient of {name}")
 
 
 @pytest.mark.usefixtures("isa", "forced_plan")
@@ -149,6 +186,6 @@ def test_activations_are_within_the_ulps_they_promise():
     below = -x.abs()
     exp = states("slstm", (below, big, big, zero), zero, zero + 1, zero)[1][0]
     assert ulps(tanh, wide.tanh()) <= 2
-    assert ulps(sigmoid, wide.sigmoid()) <= 2.5
-    assert ulps(log_sigmoid, torch.nn.functional.logsigmoid(wide)) <= 2.5
+    assert ulps(sigmoid, wide.sigmoid()) <= 2
+    assert ulps(log_sigmoid, torch.nn.functional.logsigmoid(wide)) <= 2
     assert ulps(exp, below.double().exp()) <= 1

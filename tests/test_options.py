@@ -177,3 +177,48 @@ def test_checkpoint_every_keeps_less(cell):
 
     everything, eighth, half = kept(None), kept(12), kept(48)
     assert half < eighth < everything / 2.5
+
+
+@pytest.mark.parametrize("options", ({}, {"bidirectional": True, "num_layers": 2}, {"num_heads": 2}, {"proj_size": 2}))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_dtype_rounds_the_matrix_and_passes_the_gradient(cell, dtype, options):
+    if cell == "gru" and "proj_size" in options:
+        options = {}
+    rounding, rounded = (FusedxLSTM(3, H, cell=cell, dtype=dtype, recurrent_dtype=each, **options)
+                         for each in (torch.bfloat16, None))
+    rounded.load_state_dict({name: value.bfloat16().to(dtype) if name.startswith("weight_hh") else value
+                             for name, value in rounding.state_dict().items()})
+    x = torch.randn(T, B, 3, dtype=dtype)
+    results = []
+    for module in (rounding, rounded):
+        output, _ = module(x, reset=RESET)
+        results.append((output, *torch.autograd.grad(output.square().sum(), module.parameters())))
+    assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
+
+
+def test_recurrent_dtype_of_weights_that_are_not_finite():
+    module = FusedxLSTM(2, H, recurrent_dtype=torch.bfloat16, backend="reference")
+    plain = FusedxLSTM(2, H, backend="reference")
+    with torch.no_grad():
+        module.weight_hh_l0[0], module.weight_hh_l0[5, 0] = float("inf"), float("nan")
+        plain.load_state_dict(module.state_dict())
+        plain.weight_hh_l0.copy_(plain.weight_hh_l0.bfloat16())
+    x, state = torch.randn(T, B, 2), (torch.ones(1, B, H), torch.zeros(1, B, H))
+    assert torch.equal(module(x, state)[0].isnan(), plain(x, state)[0].isnan())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of forward mode
+def test_recurrent_dtype_beside_torch_func():
+    module = FusedxLSTM(3, H, recurrent_dtype=torch.bfloat16, dtype=torch.float64)
+    x, parameters = torch.randn(T, B, 3, dtype=torch.float64), dict(module.named_parameters())
+
+    def loss(values):
+        return torch.func.functional_call(module, values, x)[0].square().sum()
+
+    expected = torch.autograd.grad(loss(parameters), parameters.values())
+    for got, want in zip(torch.func.grad(loss)(parameters).values(), expected):
+        assert_close(got, want, "torch.func.grad")
+    ones = {name: torch.ones_like(each) for name, each in parameters.items()}
+    _, tangent = torch.func.jvp(loss, (parameters,), (ones,))
+    assert_close(tangent, sum(each.sum() for each in expected), "torch.func.jvp")

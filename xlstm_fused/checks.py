@@ -85,6 +85,12 @@ def checkpoint_every(value: int | None) -> int | None:
     return value
 
 
+def recurrent_dtype(value: torch.dtype | None) -> torch.dtype | None:
+    if value not in (None, torch.bfloat16):
+        raise ValueError(f"recurrent_dtype: expected None or torch.bfloat16, got {value}")
+    return value
+
+
 def cell_name(cell: object, allowed: tuple[str, ...] | None = None) -> None:
     allowed = allowed or tuple(CELLS)
     if not isinstance(cell, str) or cell not in allowed:

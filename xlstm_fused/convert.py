@@ -55,14 +55,15 @@ def to_lstm(layer: FusedxLSTM) -> nn.LSTM:
     Raises:
         TypeError: ``layer`` is no :class:`FusedxLSTM`.
         ValueError: it is something that ``nn.LSTM`` cannot be: another cell, more than one head, or a layer with
-            residual, layer_norm or recurrent_dropout; or its parameters are not the plain ones.
+            residual, layer_norm, recurrent_dropout or recurrent_dtype; or its parameters are not the plain ones.
     """
     if not isinstance(layer, FusedxLSTM):
         raise TypeError(f"layer: expected a FusedxLSTM, got {type(layer).__name__}")
     for name, only, reason in (
             ("cell", "lstm", "nn.LSTM has no other cell"), ("num_heads", 1, "its recurrent matrix is not in blocks"),
             ("residual", False, "it adds no inputs"), ("layer_norm", False, "it normalises nothing"),
-            ("recurrent_dropout", 0.0, "it drops between layers only")):
+            ("recurrent_dropout", 0.0, "it drops between layers only"),
+            ("recurrent_dtype", None, "it rounds no weights")):
         if getattr(layer, name) != only:
             raise ValueError(f"layer.{name}: expected {only!r}, since nn.LSTM could not do the same: {reason}; got "
                              f"{getattr(layer, name)!r}")

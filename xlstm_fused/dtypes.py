@@ -17,6 +17,16 @@ def cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value if value.dtype == dtype else value.to(dtype)
 
 
+def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``value`` with its numbers rounded to those of ``dtype``; the gradient passes as if they were not.
+
+    Source: the straight-through estimator, Bengio et al., arXiv 1308.3432, section 2.
+    """
+    numbers = value.to(dtype).to(value.dtype)
+    # The difference is exact; of infinities it would be NaN.
+    return value + torch.where(numbers == value, 0, numbers - value).detach()
+
+
 # Dynamo of torch 2.11 cannot trace this, nor has it to: the answer does not change.
 @constant
 def _has_autocast(device_type: str) -> bool:

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/pack.h"
-#include "cpu/product.h"
 #include "cpu/step.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -15,7 +14,7 @@ template <class Cell, class Storage>
 class Backward : Pass<Cell, Storage, BackwardParams> {
   using Base = Pass<Cell, Storage, BackwardParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::lanes, Base::panel, Base::in;
+      Base::sums_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -152,7 +151,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
 
   template <int NV>
   void pull_back_group(int64_t v, int64_t active, const E* dpre) {
-    multiply<NV>(panel(v), G * p_.D, dpre, size_.stride, active, sums_);
+    this->template multiply_panel<NV>(v, G * p_.D, dpre, active);
     for (int64_t i = 0; i < active; ++i) {
       for (int j = 0; j < NV; ++j) keep_h(i, (v + j) * W, V::load(sums_ + (i * NV + j) * W));
     }

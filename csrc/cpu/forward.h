@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/pack.h"
-#include "cpu/product.h"
 #include "cpu/step.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -15,7 +14,7 @@ template <class Cell, class Storage, bool kSave>
 class Forward : Pass<Cell, Storage, ForwardParams> {
   using Base = Pass<Cell, Storage, ForwardParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::lanes, Base::panel, Base::in;
+      Base::sums_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -53,7 +52,7 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
 
  private:
   void product(int64_t v, int64_t active, const E* h) {
-    if (job_.panels) return multiply<G>(panel(v), p_.D, h, size_.stride, active, sums_);
+    if (job_.panels) return this->template multiply_panel<G>(v, p_.D, h, active);
     for (int64_t i = 0; i < active;) {
       const E* x = h + i * size_.stride;
       E* sums = sums_ + i * G * W;

@@ -20,12 +20,18 @@ constexpr Feature kNeeds = kAny;
 
 constexpr size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+template <class Storage, int G, class N>
+constexpr Packers packers() {
+  return {pack_fwd<Storage, G, N>, pack_bwd<Storage, G, N>};
+}
+
 template <class Cell, class Storage>
 constexpr Kernel kernel() {
   using E = Compute<Storage>;
   constexpr size_t cursor =
       larger(sizeof(typename Forward<Cell, Storage, true>::Cursor), sizeof(typename Backward<Cell, Storage>::Cursor));
-  return {kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, pack_fwd<Storage, Cell::G>, pack_bwd<Storage, Cell::G>,
+  return {kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, packers<Storage, Cell::G, E>(),
+          packers<Storage, Cell::G, std::conditional_t<can_be_bfloat16<Storage>, BFloat16, E>>(),
           recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
 }
 

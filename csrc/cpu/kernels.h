@@ -20,6 +20,7 @@ struct Job {
   bool asks;           // whether this is the thread that made it
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
   const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
+  bool halves;         // whether the panels hold bfloat16, not numbers of the compute type
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
 
@@ -54,11 +55,17 @@ XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, i
   return {stride, rows * stride, rows * vectors(D, lanes) * lanes};
 }
 
+// They write panels of the compute type, or of bfloat16.
+struct Packers {
+  void (*fwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  void (*bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+};
+
 struct Kernel {
   int64_t lanes, element_size, gates, states;
   size_t cursor_bytes;  // per row, the larger of forward's and backward's
-  void (*pack_fwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
-  void (*pack_bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  bool (*is_bfloat16)(const Problem&, int64_t gates);  // whether the matrix is the same in bfloat16
+  Packers pack, pack_halves;
   void (*forward)(const ForwardParams&, const Job&);
   void (*backward)(const BackwardParams&, const Job&);
 };

@@ -1,6 +1,8 @@
 // The recurrent matrix rearranged into the panels that product.h reads.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/product.h"
@@ -39,14 +41,55 @@ XF_HD void load_square(const Storage* p, int64_t stride, int rows, int columns, 
   }
 }
 
-// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] whose outputs are one vector of every gate.
-template <class Storage, int G>
+// Whether every number of the matrix is a bfloat16.
+template <class Storage>
+bool is_bfloat16(const Problem& p, int64_t gates) {
+  if constexpr (!std::is_same_v<Storage, float>) return std::is_same_v<Storage, BFloat16>;
+  constexpr int64_t kBlock = 1024;
+  const int64_t count = p.K * gates * p.N * p.D * p.D;
+  const char* numbers = static_cast<const char*>(p.weight_hh);
+  for (int64_t i = 0; i < count; i += kBlock) {
+    uint32_t low = 0;
+    for (int64_t j = i; j < std::min(count, i + kBlock); ++j) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, numbers + j * int64_t(sizeof bits), sizeof bits);
+      low |= bits & 0xffff;
+    }
+    if (low) return false;
+  }
+  return true;
+}
+
+// Vector v of a panel's row of `count` vectors; of a pair, the first one first.
+template <class E, int W>
+XF_HD void store_in_row(E* row, int v, int, Vec<E, W> x) {
+  x.store(row + v * W);
+}
+
+template <int W>
+XF_HD void store_in_row(BFloat16* row, int v, int count, Vec<float, W> x) {
+  using Whole = typename Words<W>::Whole;
+  if (v % 2 == 0 && v + 1 == count) return store(row + v * W, x);
+  BFloat16* const pair = row + v / 2 * 2 * W;
+  Whole words = (Whole)x.raw;
+  if (v % 2 == 0) {
+    words >>= 16;
+  } else {
+    Whole first;
+    __builtin_memcpy(&first, pair, sizeof first);
+    words = (words & 0xffff0000u) | first;
+  }
+  __builtin_memcpy(pair, &words, sizeof words);
+}
+
+// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] of numbers N, whose outputs are one vector of every
+// gate.
+template <class Storage, int G, class N>
 void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
-  using E = Compute<Storage>;
-  constexpr int W = kLanes<E>;
+  constexpr int W = kLanes<Compute<Storage>>;
   const int64_t D = p.D;
   for (int64_t v = begin; v < end; ++v) {
-    E* panel = static_cast<E*>(panels) + v * D * G * W;
+    N* panel = static_cast<N*>(panels) + v * D * G * W;
     const int rows = int(D - v * W < W ? D - v * W : W);
     for (int64_t in = 0; in < D; in += W) {
       const int columns = int(D - in < W ? D - in : W);
@@ -54,7 +97,7 @@ void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end
         VecOf<Storage> x[W];
         load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
         transpose(x, std::make_integer_sequence<int, W>());
-        for (int i = 0; i < columns; ++i) x[i].store(panel + ((in + i) * G + g) * W);
+        for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
       }
     }
   }
@@ -85,23 +128,23 @@ void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* h
 
 XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }
 
-// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] whose outputs are the inputs of the matrix.
-template <class Storage, int G>
+// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] of numbers N, whose outputs are the inputs of
+// the matrix.
+template <class Storage, int G, class N>
 void pack_bwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
-  using E = Compute<Storage>;
-  constexpr int W = kLanes<E>;
+  constexpr int W = kLanes<Compute<Storage>>;
   const int64_t D = p.D;
   for (int64_t v = begin; v < end; v += kGroup) {
     const int64_t group = group_size(v, end);
-    E* panel = static_cast<E*>(panels) + v * D * G * W;
+    N* panel = static_cast<N*>(panels) + v * D * G * W;
     for (int g = 0; g < G; ++g) {
       const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
       for (int64_t out = 0; out < D; ++out) {
         for (int64_t i = 0; i < group; ++i) {
           const int64_t left = D - (v + i) * W;
-          load(source + out * D + i * W, int(left < W ? left : W)).store(panel);
-          panel += W;
+          store_in_row(panel, int(i), int(group), load(source + out * D + i * W, int(left < W ? left : W)));
         }
+        panel += group * W;
       }
     }
   }

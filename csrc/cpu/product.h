@@ -1,22 +1,42 @@
 // Rows of numbers times a panel of the recurrent matrix: the matrix product inside each step.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/storage.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
 // A panel is [k][NP][W]: for each k, NP vectors of consecutive outputs. Products are summed over ascending k, one fused
 // step each, whatever the tile: so neither the number of rows nor the split of the work among threads changes a result.
+//
+// A panel of a matrix whose numbers all are bfloat16 may hold them as such, half the bytes for the same sums. Of two
+// vectors the lanes then alternate: a word holds one number of each, and widens to either by one instruction.
 
 constexpr bool kManyRegisters = XLSTM_FUSED_VECTOR_BYTES == 64;
 
 // Bytes of panel that are applied to all rows before the next ones, so that they are read from the first-level cache.
 constexpr int64_t kChunkBytes = 16384;
 
+template <int NV, class E, int W>
+XF_HD void load_row(const E* p, Vec<E, W> (&r)[NV]) {
+  for (int v = 0; v < NV; ++v) r[v] = Vec<E, W>::load(p + v * W);
+}
+
+template <int NV, int W>
+XF_HD void load_row(const BFloat16* p, Vec<float, W> (&r)[NV]) {
+  using Raw = typename Vec<float, W>::Raw;
+  for (int v = 0; v + 1 < NV; v += 2) {
+    typename Words<W>::Whole words;
+    __builtin_memcpy(&words, p + v * W, sizeof words);
+    r[v].raw = (Raw)(words << 16);
+    r[v + 1].raw = (Raw)(words & 0xffff0000u);
+  }
+  if constexpr (NV % 2 == 1) r[NV - 1] = load(p + (NV - 1) * W);
+}
+
 // c[MB][NP][W] (+)= a[MB][K] panel[K][NP][W] for the first NV vectors of the panel.
-template <int MB, int NV, int NP, class E>
-void tile(const E* __restrict panel, int64_t K, const E* __restrict a, int64_t lda, E* __restrict c, bool first) {
+template <int MB, int NV, int NP, class N, class E>
+void tile(const N* __restrict panel, int64_t K, const E* __restrict a, int64_t lda, E* __restrict c, bool first) {
   constexpr int W = kLanes<E>;
   using V = Vec<E, W>;
   V acc[MB][NV];
@@ -27,7 +47,7 @@ void tile(const E* __restrict panel, int64_t K, const E* __restrict a, int64_t l
     // The panel's vectors stay in registers and each row's number is used up at once: the compiler keeps this order, and
     // any other would push sums out of the registers.
     V r[NV];
-    for (int v = 0; v < NV; ++v) r[v] = V::load(panel + (k * NP + v) * W);
+    load_row(panel + k * NP * W, r);
     for (int i = 0; i < MB; ++i) {
       const V x(a[i * lda + k]);
       for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, r[v], acc[i][v]);
@@ -38,8 +58,8 @@ void tile(const E* __restrict panel, int64_t K, const E* __restrict a, int64_t l
   }
 }
 
-template <int NV, int NP, class E>
-void rows_tile(int64_t rows, const E* panel, int64_t K, const E* a, int64_t lda, E* c, bool first) {
+template <int NV, int NP, class N, class E>
+void rows_tile(int64_t rows, const N* panel, int64_t K, const E* a, int64_t lda, E* c, bool first) {
   switch (rows) {
     case 1: return tile<1, NV, NP>(panel, K, a, lda, c, first);
     case 2: return tile<2, NV, NP>(panel, K, a, lda, c, first);
@@ -54,17 +74,17 @@ void rows_tile(int64_t rows, const E* panel, int64_t K, const E* a, int64_t lda,
 constexpr int64_t max_rows(int NV) { return kManyRegisters || NV < 3 ? 6 : NV == 3 ? 4 : 3; }
 
 // c[rows][NP][W] = a[rows][K] panel[K][NP][W]
-template <int NP, class E>
-void multiply(const E* panel, int64_t K, const E* a, int64_t lda, int64_t rows, E* c) {
+template <int NP, class N, class E>
+void multiply(const N* panel, int64_t K, const E* a, int64_t lda, int64_t rows, E* c) {
   constexpr int W = kLanes<E>;
   // Where registers are few, many rows by half a panel load less than few rows by all of it.
   const bool halves = NP == 4 && !kManyRegisters && rows > max_rows(NP);
   const int64_t most = halves ? 6 : max_rows(NP);
   const int64_t blocks = (rows + most - 1) / most;
-  const int64_t chunk = blocks == 1 ? K : kChunkBytes / int64_t(NP * W * sizeof(E));
+  const int64_t chunk = blocks == 1 ? K : kChunkBytes / int64_t(NP * W * sizeof(N));
   for (int64_t k = 0; k < K; k += chunk) {
     const int64_t count = K - k < chunk ? K - k : chunk;
-    const E* part = panel + k * NP * W;
+    const N* part = panel + k * NP * W;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = rows * block / blocks, size = rows * (block + 1) / blocks - row;
       const E* x = a + row * lda + k;

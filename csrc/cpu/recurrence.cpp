@@ -16,6 +16,9 @@ namespace {
 
 constexpr int64_t kLine = 64;
 
+// The most rows of a tile that meet a matrix of bfloat16 as such.
+constexpr int64_t kFewRows = 8;
+
 int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 // The vectors of units [begin, end) of member `index` of a team.
@@ -46,6 +49,7 @@ std::vector<int64_t> tile_sequences(const Rows& rows, int64_t tiles) {
 // What the passes differ in, for the driver.
 struct Pass {
   void (*pack)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: the matrix is used unpacked
+  void (*pack_halves)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);
   int64_t columns;  // of the rows that meet the packed matrix
   int64_t planes;   // arrays of the states' size
 };
@@ -68,7 +72,9 @@ class Call {
     const int64_t element = kernel_.element_size;
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
-    panel_bytes_ = pass_.pack ? align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * element) : 0;
+    // To widen them costs instructions, which pay where few rows share what is read.
+    halves_ = pass_.pack && p_.rows.T > 1 && tile_rows <= kFewRows && kernel_.is_bfloat16(p_, kernel_.gates);
+    panel_bytes_ = pass_.pack ? align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * (halves_ ? 2 : element)) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
@@ -94,7 +100,7 @@ class Call {
         for (int64_t v = range.begin; v < range.end; v += kGroup, ++turn) {
           if (turn % plan_.threads != thread) continue;
           const int64_t end = std::min(range.end, v + kGroup);
-          pass_.pack(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+          (halves_ ? pass_.pack_halves : pass_.pack)(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
         }
       }
     }
@@ -133,7 +139,7 @@ class Call {
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
-                  plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr,
+                  plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr, halves_,
                   shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
   }
 
@@ -146,6 +152,7 @@ class Call {
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
   void* memory_ = nullptr;
+  bool halves_ = false;  // whether the panels hold bfloat16
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;
   char* shared_ = nullptr;
@@ -214,8 +221,8 @@ bool recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Pla
   // Packing costs about as much as a step of a few rows.
   const bool once = shape.T <= 1 && shape.B <= 8;
   Stop stop(asked, look_every(shape, plan));
-  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack_fwd, params.D, kernel.states}, kernel.forward,
-                           stop);
+  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack.fwd, kernel.pack_halves.fwd, params.D, kernel.states},
+                           kernel.forward, stop);
   execute(call, shape, plan);
   return stop.requested();
 }
@@ -224,7 +231,7 @@ bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Pl
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   Stop stop(asked, look_every(shape, plan));
-  Call<BackwardParams> call(params, kernel, {kernel.pack_bwd, kernel.gates * params.D, 2 * kernel.states},
+  Call<BackwardParams> call(params, kernel, {kernel.pack.bwd, kernel.pack_halves.bwd, kernel.gates * params.D, 2 * kernel.states},
                             kernel.backward, stop);
   execute(call, shape, plan);
   return stop.requested();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/product.h"
 #include "cpu/storage.h"
 #include "rows.h"
 
@@ -88,8 +89,17 @@ class Pass {
         exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
         sums_(static_cast<E*>(job.own)) {}
 
-  // The panel of the vectors of units from v.
-  const E* panel(int64_t v) const { return static_cast<const E*>(job_.panels) + v * p_.D * G * W; }
+  // sums[rows][NP][W] = x[rows][columns] times the panel of the vectors of units from v.
+  template <int NP>
+  void multiply_panel(int64_t v, int64_t columns, const E* x, int64_t rows) const {
+    const int64_t index = v * p_.D * G * W;
+    if constexpr (can_be_bfloat16<Storage>) {
+      if (job_.halves) {
+        return multiply<NP>(static_cast<const BFloat16*>(job_.panels) + index, columns, x, size_.stride, rows, sums_);
+      }
+    }
+    multiply<NP>(static_cast<const E*>(job_.panels) + index, columns, x, size_.stride, rows, sums_);
+  }
   // Units of the vector from u that exist.
   int lanes(int64_t u) const { return int(p_.D - u < W ? p_.D - u : W); }
   // Row i's units from u in one of the arrays of the state, such as carry_.

@@ -1,6 +1,8 @@
 // Loads and stores of vectors from and to the storage types, whole or the first n lanes.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -17,6 +19,10 @@ struct ComputeOf<double> {
 };
 template <class Storage>
 using Compute = typename ComputeOf<Storage>::Type;
+
+// Whether panels of such a layer's matrix may hold bfloat16.
+template <class Storage>
+inline constexpr bool can_be_bfloat16 = std::is_same_v<Storage, float> || std::is_same_v<Storage, BFloat16>;
 
 template <class Storage>
 using VecOf = Vec<Compute<Storage>, kLanes<Compute<Storage>>>;
