@@ -22,7 +22,7 @@ class Configuration {
     check(cudaSetDevice(launch.device), "cudaSetDevice");
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(launch.shared_bytes)),
           "shared memory of the kernel");
-    if (plan.programs > 8) {
+    if (launch.exchange == Exchange::cluster && plan.programs > 8) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters of 16");
     }
     config_.gridDim = grid;
@@ -52,7 +52,7 @@ class Configuration {
 };
 
 void run(const void* kernel, const Problem& p, const Plan& plan, const Launch& launch, void** arguments) {
-  if (p.rows.B == 0 || p.K * p.N * p.D == 0) return;
+  if (p.rows.B == 0) return;
   const int64_t tiles = (p.rows.B + launch.tiles * kTile - 1) / (launch.tiles * kTile);
   dim3 grid(unsigned(tiles * plan.programs), unsigned(p.N), unsigned(p.K));
   if (launch.exchange == Exchange::grid) grid = dim3(unsigned(launch.groups * plan.programs));
