@@ -48,11 +48,11 @@ def test_a_cluster_of_sixteen_only_where_no_grid_has_room():
     assert found[-1] == ("cluster", 16) and {exchange for exchange, _ in found[:-1]} == {"grid"}
 
 
-@pytest.mark.parametrize("device, D", ((H100, 2048), (A100, 2048), (A100, 1536)))
-def test_as_many_as_there_can_be_where_none_hold_it(device, D):
+@pytest.mark.parametrize("device, D, itemsize", ((H100, 2048, 4), (A100, 2048, 2), (A100, 1536, 4)))
+def test_as_many_as_there_can_be_where_none_hold_it(device, D, itemsize):
     for backward in (False, True):
-        plan = best(D, device=device, backward=backward)
-        most = max(each.programs for each in plans(D, 1, 16, 2, device, backward))
+        plan = best(D, itemsize=itemsize, device=device, backward=backward)
+        most = max(each.programs for each in plans(D, 1, 16, itemsize, device, backward))
         assert not plan.resident and (plan.exchange, plan.programs) == ("grid", most)
 
 
@@ -73,7 +73,8 @@ def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
             for plan in plans(D, heads, B, itemsize, device, backward):
                 inner = 4 * plan.units if backward else D
                 assert plan.programs * plan.units >= D > (plan.units - 8) * plan.programs
-                assert plan.warps * 8 == plan.units and plan.warps <= planning.WARPS[plan.exchange]
+                assert plan.units % 8 == 0 and plan.units // 8 <= plan.warps <= planning.WARPS[plan.exchange]
+                assert plan.warps * 8 == plan.units or plan.exchange == "grid"
                 assert plan.chunks * plan.splits * 64 >= inner * itemsize
                 assert plan.row_bytes % 128 == 64 and plan.row_bytes >= plan.chunks * plan.splits * 64
                 assert backward or plan.row_bytes >= plan.programs * plan.units * itemsize
@@ -93,9 +94,9 @@ def test_two_tiles_where_programs_would_take_turns():
 
 def test_what_no_grid_can_take_is_refused():
     """What launches of every step do in less time, what does not fit in shared memory, too few processors."""
-    assert plans(2049, 1, 1, 2, H100, False) == [] == plans(2049, 1, 1, 2, A100, True)
-    assert plans(2048, 1, 1, 4, A100._replace(shared_limit=99 << 10), False) == []
-    assert plans(1025, 1, 1, 2, H100._replace(processors=16), False) == []
+    assert plans(2049, 1, 1, 2, H100, False) == () == plans(2049, 1, 1, 2, A100, True)
+    assert plans(2048, 1, 1, 4, A100._replace(shared_limit=99 << 10), False) == ()
+    assert plans(1025, 1, 1, 2, H100._replace(processors=16), False) == ()
 
 
 @pytest.mark.parametrize("device, D, reason", (
@@ -120,6 +121,13 @@ def test_the_kernels_have_the_registers_that_the_plan_counts_on():
         branches = re.fullmatch(rf"backward \? {number} : {number}", sources[exchange]).groups()
         numbers = [int(each) for each in re.findall(r"(?<!== )\b\d+", branches[not backward])]
         assert numbers[min(tiles, len(numbers)) - 1] == count
+
+
+def test_helpers_fetch_where_there_is_much_to_fetch():
+    small, large = (planning.plan_for("grid", -(-D // 16), 1, D, 2, H100, False) for D in (48, 1024))
+    assert small.warps == 2 and large.warps == planning.WARPS["grid"]
+    source = re.search(r"kPairsAtOnce = (\d+);", (CSRC / "hidden_exchange.cuh").read_text())[1]
+    assert int(source) * 32 == planning.PAIRS
 
 
 def test_refusals():

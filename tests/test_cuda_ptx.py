@@ -90,6 +90,18 @@ def test_grids(cell, D, dtype, programs, groups, reset, K, masked, B):
     check(small(cell, D, dtype, reset, K, masked, B), "grid", programs, groups=groups, schedule="random", seed=3)
 
 
+def test_helpers_of_a_grid():
+    """Warps that have no unit: they fetch forward and multiply backward."""
+    for plan in check(small("slstm", 37, FP32, "per row", 1, True, 9), "grid", 5, schedule="random", seed=3):
+        assert plan.warps > plan.units // 8 == 1
+
+
+def test_a_grid_that_reads_at_every_step():
+    """R in registers, in shared memory and in neither, with helpers."""
+    for plan in check(small("lstm", 132, FP32, B=1), "grid", 5, shared_limit=20_000):
+        assert plan.warps > plan.units // 8 and plan.shared_chunks == 1 and not plan.resident
+
+
 @pytest.mark.parametrize("rows, N, K, reverse", (
     (Rows.dense(2, 3, True), 1, 1, True),
     (Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1, True),
@@ -207,6 +219,6 @@ def test_a_mutant_of_the_grid_shows(name, tmp_path):
 def test_a_message_that_never_comes_ends_the_kernel(exchange, file, right, wrong, tmp_path, monkeypatch):
     """A barrier is told of more bytes than are sent, or a word is not: the wait gives up, soon here."""
     csrc = mutated(tmp_path, file, right, wrong)
-    monkeypatch.setattr(planning, "WATCHDOG", 2000)
+    monkeypatch.setattr(planning, "WATCHDOG", 1000)
     with pytest.raises(PtxError, match="traps"):
         check(small("lstm", 20, BF16), exchange, 2, csrc=csrc)

@@ -81,10 +81,12 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
   }
   const PartialExchange<kTiles, kExchange> exchange(shared, plan, task, place.columns());
   const int jobs = jobs_of(plan), warps = blockDim.x / 32;
+  // A helper has a part in the product only.
+  const bool helps = kExchange == Exchange::grid && place.warp * 8 >= plan.units;
   const auto rows_of = [&](int job) {
     return unit_rows<Kind, G, kTiles>(place, plan, weight_t, job_of(plan, place.warp + job * warps));
   };
-  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks);
+  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks, blockDim.x);
   for (int job = 0; place.warp + job * warps < jobs; ++job) matrix.keep(rows_of(job), job);
   const int64_t steps = place.steps();
   const auto walk = [&](int i) { return place.walk(i); };
@@ -187,6 +189,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
           ds[i][j] = 0.0f;
         }
       }
+      if (helps) continue;
       write_gates<Kind, G>(operands + place.column(i) * plan.row_bytes + place.local_unit * G * int(sizeof(Storage)),
                            dpre);
     }
@@ -217,7 +220,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int64_t length = walk(i).length;
-      if (step - 1 == length - 1) load_after(i, row_1[i]);
+      if (step > 0 && step == length) load_after(i, row_1[i]);
       else if (step < length) {
 #pragma unroll
         for (int j = kFirstState; j < S; ++j) after[i][j] = before[i][j];
@@ -227,6 +230,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
     exchange.wait(turn);
 #pragma unroll
     for (int i = 0; i < kItems; i += 2) {
+      if (helps) continue;
       const float2 total = exchange.total(turn, i / 2, place.local_unit, place.q);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {

@@ -74,7 +74,8 @@ Plan plan_of(const py::tuple& values, const Launch& launch) {
                   values[8].cast<int64_t>(), values[9].cast<int64_t>()};
   require_at_least(1, "programs", plan.programs);
   require_below(1 << 15, "programs", plan.programs);
-  require_at_least(launch.warps * 8, "units", plan.units);
+  // A grid may have warps without units.
+  require_at_least(launch.exchange == Exchange::grid ? 8 : launch.warps * 8, "units", plan.units);
   require_below(launch.warps * 8 + 1, "units", plan.units);
   require_at_least(1, "chunks", plan.chunks);
   require_at_least(1, "splits", plan.splits);

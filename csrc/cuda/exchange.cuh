@@ -74,9 +74,6 @@ __device__ __forceinline__ void await(WordPair& pair, const uint64_t* at, uint32
   } while (!pair.has(tag));
 }
 
-// Pairs that a thread loads before it looks at the first of them.
-constexpr int kPairsAtOnce = 4;
-
 // From here on for Hopper and later.
 
 __device__ __forceinline__ int cluster_rank() {

@@ -17,10 +17,17 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
   constexpr int kItems = Here::kItems;
   const Here place(p, plan, task);
   const HiddenExchange<Kind, kTiles, kExchange> exchange(shared, plan, task, place.columns());
-  const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
-  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks);
-  matrix.keep(weights, 0);
   const int64_t steps = place.steps();
+  if (kExchange == Exchange::grid && place.warp * 8 >= plan.units) {
+    // A helper: fetches what the others compute with.
+#pragma unroll 1
+    for (int64_t step = 0; step < steps; ++step) exchange.wait(step);
+    exchange.finish();
+    return steps;
+  }
+  const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
+  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks, plan.units * 4);
+  matrix.keep(weights, 0);
 
   float state[kItems][S], wx[kItems][G], mask[kItems];
   int32_t row[kItems], next_row[kItems];

@@ -135,6 +135,9 @@ class HiddenExchange {
     }
   }
 
+  // Pairs that a thread loads before it looks at the first of them; plan.py knows the number.
+  static constexpr int kPairsAtOnce = 4;
+
   const Plan& plan_;
   const Task& task_;
   const int columns_;

@@ -16,7 +16,7 @@ constexpr int kThreads = kExchange == Exchange::alone ? 512 : 256;
 // Chunks of R in a thread's registers: as many as leave the rest of the kernel its own.
 constexpr XF_HD int registers(Exchange exchange, int tiles, bool backward) {
   if (exchange == Exchange::alone) return backward ? 0 : 1;
-  if (exchange == Exchange::grid) return backward ? 4 : 7;
+  if (exchange == Exchange::grid) return backward ? 3 : 7;
   return backward ? (tiles == 1 ? 5 : 3) : (tiles == 1 ? 8 : 6);
 }
 

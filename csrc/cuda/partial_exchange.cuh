@@ -120,6 +120,9 @@ class PartialExchange {
     return task_.words + (int64_t((buffer + source) * kTiles + tile) * plan_.programs * plan_.units + unit) * kTile;
   }
 
+  // Pairs that a thread loads before it looks at the first of them.
+  static constexpr int kPairsAtOnce = 12;
+
   const Plan& plan_;
   const Task& task_;
   const int columns_;

@@ -33,12 +33,13 @@ struct Place {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, q = lane % 4;
   const int64_t n, k;
   const bool backwards;
-  const int local_unit;  // within the program
+  const int local_unit;  // within the program; a helper's is beyond plan.units
   const int64_t unit, tile;
 
   __device__ __forceinline__ Place(const Problem& problem, const Plan& plan, const Task& task)
       : p(problem), rank(task.rank), n(task.n), k(task.k), backwards((task.k == 1) != problem.reverse),
-        local_unit(warp * 8 + group), unit(int64_t(rank) * plan.units + local_unit), tile(task.tile) {}
+        local_unit(warp * 8 + group),
+        unit(local_unit < plan.units ? int64_t(rank) * plan.units + local_unit : problem.D), tile(task.tile) {}
 
   __device__ __forceinline__ bool has_unit() const { return unit < p.D; }
 

@@ -16,7 +16,7 @@ constexpr int kTile = 8;
 
 struct Plan {
   int32_t programs;       // that share a head, direction and tile of the batch: a group
-  int32_t units;          // of each program, a multiple of 8; a warp has 8 of them
+  int32_t units;          // of each program, a multiple of 8; a warp has 8 of them, those after have none: helpers
   int32_t chunks;         // of the inner dimension: of D forward, of the program's own G * units backward
   int32_t splits;         // backward: warps that share an inner dimension; forward 1
   int32_t shared_chunks;  // chunks of R for each thread in shared memory, after those in registers

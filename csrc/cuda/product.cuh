@@ -91,9 +91,10 @@ __device__ __forceinline__ void multiply_chunk(Sums<kTiles>& sums, const Fragmen
 template <class Kind, int kRegisters>
 class Matrix {
  public:
-  // Of job 0, which has `chunks` chunks. Slots of shared memory begin at `shared`.
-  __device__ __forceinline__ Matrix(char* shared, int shared_chunks, int chunks)
-      : slots_(reinterpret_cast<uint4*>(shared) + threadIdx.x), shared_chunks_(shared_chunks), chunks_(chunks) {}
+  // Of job 0, which has `chunks` chunks. Slots of shared memory begin at `shared`, for so many threads.
+  __device__ __forceinline__ Matrix(char* shared, int shared_chunks, int chunks, int threads)
+      : slots_(reinterpret_cast<uint4*>(shared) + threadIdx.x), shared_chunks_(shared_chunks), chunks_(chunks),
+        threads_(threads) {}
 
   __device__ __forceinline__ void keep(const MatrixRows<Kind>& rows, int job) {
     const int q = threadIdx.x % 4;
@@ -108,7 +109,7 @@ class Matrix {
       if (slot >= shared_chunks_) break;
       const Fragment f = rows.load(c, q);
 #pragma unroll
-      for (int band = 0; band < kBands; ++band) slots_[(slot * kBands + band) * blockDim.x] = f.band[band];
+      for (int band = 0; band < kBands; ++band) slots_[(slot * kBands + band) * threads_] = f.band[band];
     }
   }
 
@@ -128,7 +129,7 @@ class Matrix {
       Fragment f;
       if (slot < shared_chunks_) {
 #pragma unroll
-        for (int band = 0; band < kBands; ++band) f.band[band] = slots_[(slot * kBands + band) * blockDim.x];
+        for (int band = 0; band < kBands; ++band) f.band[band] = slots_[(slot * kBands + band) * threads_];
       } else {
         f = rows.load(c, threadIdx.x % 4);
       }
@@ -143,7 +144,7 @@ class Matrix {
 
   Fragment registers_[kRegisters > 0 ? kRegisters : 1];
   uint4* const slots_;
-  const int shared_chunks_, chunks_;
+  const int shared_chunks_, chunks_, threads_;
 };
 
 }  // namespace xlstm_fused::cuda

@@ -6,6 +6,7 @@ of up to 16 programs one four times and more as large, those of a grid, which is
 does not fit is read from memory at every step.
 """
 
+import functools
 from typing import NamedTuple
 
 GATES = 4
@@ -17,8 +18,10 @@ CLUSTERS = (2, 4, 8, 16)
 WARPS = {"alone": 16, "cluster": 8, "grid": 8}
 """Most warps of a program; so many registers each thread can have."""
 REGISTERS = {("alone", 1, False): 1, ("alone", 1, True): 0, ("cluster", 1, False): 8, ("cluster", 2, False): 6,
-             ("cluster", 1, True): 5, ("cluster", 2, True): 3, ("grid", 1, False): 7, ("grid", 1, True): 4}
+             ("cluster", 1, True): 5, ("cluster", 2, True): 3, ("grid", 1, False): 7, ("grid", 1, True): 3}
 """Chunks of R in a thread's registers by exchange, tiles and pass: ``registers`` in csrc/cuda/kernels.cuh."""
+PAIRS = 128
+"""8-byte parts of h that each warp of a grid's program fetches from the others' before it may use any."""
 LARGEST = 2048
 """Most units of a head. Of a larger one most of R would be read at every step, by few programs, and all of what they
 pass on as well: by our models a launch for every step, as in the triton backend, takes less time then."""
@@ -43,6 +46,7 @@ class Plan(NamedTuple):
     tiles: int
     """Tiles of 8 sequences of each program."""
     warps: int
+    """Of each program: one for 8 units; in a grid more, which fetch forward and multiply backward."""
     shared_bytes: int
     groups: int
     """Of programs with a full R each, which run at once and take heads and tiles in turn: exchange grid; else 1."""
@@ -83,12 +87,14 @@ def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, de
              backward: bool) -> Plan | None:
     """The plan with so many programs for a head of D units; None if it is impossible."""
     units = _ceil(_ceil(D, programs), 8) * 8
-    warps = units // 8
+    warps = keepers = units // 8
     groups = device.processors // programs if exchange == "grid" else 1
     if warps > WARPS[exchange] or groups == 0:
         return None
     if backward:
         blocks = _ceil(programs * units, 32)
+        if exchange == "grid":
+            warps = keepers = max(warps, min(WARPS[exchange], blocks))
         inner = _ceil(GATES * units * itemsize, CHUNK)
         splits = min(max(1, warps // blocks), inner)
         chunks = _ceil(inner, splits)
@@ -103,9 +109,11 @@ def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, de
         row_bytes = _row_bytes(max(chunks * CHUNK, programs * units * itemsize))
         partials, fragments = 0, CHUNK + 2 * tiles * TILE * row_bytes
         words = 2 * tiles * TILE * programs * units * itemsize // 4
+        if exchange == "grid":
+            warps = max(warps, min(WARPS[exchange], _ceil(words // 4, PAIRS)))
     wanted = jobs * chunks - min(REGISTERS[exchange, tiles, backward], chunks)
     # A thread's 16 bytes of each of four bands of 8 rows.
-    chunk_bytes = warps * 32 * 4 * 16
+    chunk_bytes = keepers * 32 * 4 * 16
     shared_chunks = min(wanted, (device.shared_limit - fragments) // chunk_bytes)
     if shared_chunks < 0:
         return None
@@ -114,13 +122,14 @@ def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, de
                 shared_chunks == wanted)
 
 
-def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> list[Plan]:
+@functools.lru_cache(maxsize=1024)  # Every launch asks, and this takes longer than the launch.
+def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> tuple[Plan, ...]:
     """The plans for ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences, the best first.
 
     Empty where the head is too large. Which of them the device has room for at the moment is asked of its driver.
     """
     if D > LARGEST:
-        return []
+        return ()
     sizes = [("alone", 1)]
     if device.capability[0] in (9, 10):
         sizes += [("cluster", programs) for programs in CLUSTERS]
@@ -143,4 +152,4 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
     grids = [each for each in resident if each.exchange == "grid"]
     large = [each for each in resident if each not in small + grids]
     streaming = sorted((each for each in results if not each.resident), key=lambda each: -each.programs)
-    return small + grids + large + streaming
+    return *small, *grids, *large, *streaming
