@@ -22,10 +22,6 @@ using namespace xlstm_fused::cpu;
 
 namespace {
 
-const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype) {
-  return kernel_table(isa).kernels[cell_index(cell)][dtype_index(dtype)];
-}
-
 // The product of the sizes of an array and of its elements is at most what a process can address: no arithmetic with
 // addresses overflows then.
 void require_addressable(const char* name, std::initializer_list<int64_t> sizes) {
