@@ -40,7 +40,7 @@ ISA_FLAGS = {
 }
 # The GPUs that each exchange of csrc/cuda/plan.h is compiled for: Ampere and Ada, Hopper, Blackwell of data centres.
 # The PTX is that of the first of them, which saves much of the compiler's work for the others.
-CUDA_ARCHS = {"alone": ("80", "90", "100"), "cluster": ("90", "100")}
+CUDA_ARCHS = {"alone": ("80", "90", "100"), "cluster": ("90", "100"), "grid": ("80", "90", "100")}
 # The kinds of numbers of csrc/cuda/launch.h.
 CUDA_KINDS = ("bfloat16", "float16", "float32", "tf32")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")

@@ -58,22 +58,4 @@ inline BackwardParams backward_params(const py::tuple& problem, const py::tuple&
           rest.pointer()};
 }
 
-inline void require_at_least(int64_t least, const char* name, int64_t value) {
-  if (value >= least) return;
-  throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-                              std::to_string(value));
-}
-
-inline void check_sizes(const Problem& p) {
-  const Rows& rows = p.rows;
-  require_at_least(0, "T", rows.T);
-  require_at_least(0, "B", rows.B);
-  require_at_least(0, "P", rows.P);
-  require_at_least(0, "time_stride", rows.time_stride);
-  require_at_least(0, "batch_stride", rows.batch_stride);
-  require_at_least(0, "N", p.N);
-  require_at_least(0, "D", p.D);
-  if (p.K < 1 || p.K > 2) throw std::invalid_argument("K: expected 1 or 2, got " + std::to_string(p.K));
-}
-
 }  // namespace xlstm_fused

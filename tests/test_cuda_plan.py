@@ -23,7 +23,7 @@ def best(D, heads=1, B=16, itemsize=2, device=H100, backward=False):
 
 @pytest.mark.parametrize("itemsize, D, forward, backward", (
     (2, 1, 1, 1), (2, 64, 1, 1), (2, 128, 1, 1), (2, 256, 4, 4), (2, 512, 8, 8),
-    (4, 64, 1, 1), (4, 128, 2, 2), (4, 256, 4, 4), (4, 384, 8, 16)))
+    (4, 64, 1, 1), (4, 128, 2, 2), (4, 256, 4, 4), (4, 384, 8, 12)))
 def test_as_few_programs_as_hold_the_matrix(itemsize, D, forward, backward):
     for is_backward, programs in enumerate((forward, backward)):
         plan = best(D, itemsize=itemsize, backward=bool(is_backward))
@@ -32,17 +32,43 @@ def test_as_few_programs_as_hold_the_matrix(itemsize, D, forward, backward):
         assert not any(each.resident for each in fewer)
 
 
-@pytest.mark.parametrize("D, resident", ((768, True), (1024, False)))
-def test_as_many_as_there_can_be_where_none_hold_it(D, resident):
-    assert best(D).programs == best(D, backward=True).programs == 16
-    assert best(D).resident == resident and not best(D, backward=True).resident
+@pytest.mark.parametrize("device, D, itemsize", (
+    (H100, 512, 4), (H100, 768, 2), (H100, 768, 4), (H100, 1024, 2), (H100, 1536, 2), (A100, 256, 2), (A100, 768, 2)))
+def test_a_grid_where_no_cluster_of_eight_holds_the_matrix(device, D, itemsize):
+    for backward in (False, True):
+        plan = best(D, itemsize=itemsize, device=device, backward=backward)
+        assert plan.exchange == "grid" and plan.resident
+        assert not any(each.resident and each.programs < plan.programs and (each.exchange, each.programs) != (
+            "cluster", 16) for each in plans(D, 1, 16, itemsize, device, backward))
+
+
+def test_a_cluster_of_sixteen_only_where_no_grid_has_room():
+    """Unless the driver refuses the grid, as where others use a part of the device."""
+    found = [(each.exchange, each.programs) for each in plans(768, 1, 16, 2, H100, False) if each.resident]
+    assert found[-1] == ("cluster", 16) and {exchange for exchange, _ in found[:-1]} == {"grid"}
+
+
+@pytest.mark.parametrize("device, D", ((H100, 2048), (A100, 2048), (A100, 1536)))
+def test_as_many_as_there_can_be_where_none_hold_it(device, D):
+    for backward in (False, True):
+        plan = best(D, device=device, backward=backward)
+        most = max(each.programs for each in plans(D, 1, 16, 2, device, backward))
+        assert not plan.resident and (plan.exchange, plan.programs) == ("grid", most)
+
+
+@pytest.mark.parametrize("device, D, heads, B, groups", (
+    (H100, 1024, 1, 16, 2), (H100, 1024, 1, 1000, 3), (H100, 1024, 2, 1, 2), (H100, 2048, 2, 64, 1),
+    (A100, 256, 1, 1000, 27), (A100, 256, 3, 8, 3)))
+def test_as_many_groups_as_have_room_and_work(device, D, heads, B, groups):
+    plan = best(D, heads, B, device=device)
+    assert plan.exchange == "grid" and plan.groups == groups
 
 
 @pytest.mark.parametrize("device", (A100, H100, B200))
 @pytest.mark.parametrize("backward", (False, True))
 @pytest.mark.parametrize("itemsize", (2, 4))
 def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
-    for D in (*range(1, 140, 3), 192, 250, 256, 512, 513, 768, 1000, 1024):
+    for D in (*range(1, 140, 3), 192, 250, 256, 512, 513, 768, 1000, 1024, 1025, 2048):
         for B, heads in ((1, 1), (16, 2), (64, 12), (1000, 1)):
             for plan in plans(D, heads, B, itemsize, device, backward):
                 inner = 4 * plan.units if backward else D
@@ -54,7 +80,10 @@ def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
                 assert plan.shared_bytes <= device.shared_limit
                 # What a barrier can count of bytes that peers send in one phase.
                 assert plan.programs * plan.splits * plan.tiles * plan.units * 8 * 4 < 1 << 20
-                assert device is not A100 or plan.exchange == "alone"
+                assert device is not A100 or plan.exchange != "cluster"
+                assert (plan.words > 0) == (plan.exchange == "grid")
+                assert plan.groups * plan.programs <= device.processors if plan.words else plan.groups == 1
+                assert plan.groups <= max(1, heads * -(-B // 8))
 
 
 def test_two_tiles_where_programs_would_take_turns():
@@ -62,19 +91,34 @@ def test_two_tiles_where_programs_would_take_turns():
     assert best(512, heads=2, B=128).tiles == 2
 
 
-def test_what_no_cluster_can_hold_is_refused():
-    assert plans(1025, 1, 1, 2, H100, False) == [] == plans(129, 1, 1, 2, A100, True)
-    assert not plans(1024, 1, 1, 2, H100, False)[0].resident
+def test_what_no_grid_can_take_is_refused():
+    """What launches of every step do in less time, what does not fit in shared memory, too few processors."""
+    assert plans(2049, 1, 1, 2, H100, False) == [] == plans(2049, 1, 1, 2, A100, True)
+    assert plans(2048, 1, 1, 4, A100._replace(shared_limit=99 << 10), False) == []
+    assert plans(1025, 1, 1, 2, H100._replace(processors=16), False) == []
+
+
+@pytest.mark.parametrize("device, D, reason", (
+    (H100, 2048, None), (A100, 2048, None), (A100, 2049, "at most 2048 units, not of 2049"),
+    (A100._replace(shared_limit=99 << 10), 2048, "108 multiprocessors of compute capability 8.0 cannot hold")))
+def test_too_large_says_why(monkeypatch, device, D, reason):
+    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(launch, "device_of", lambda _: device)
+    found = launch.too_large(D, torch.float32)
+    assert found is None if reason is None else reason in found
 
 
 def test_the_kernels_have_the_registers_that_the_plan_counts_on():
     text = re.sub(r"\s+", " ", (CSRC / "kernels.cuh").read_text())
-    alone, cluster = re.search(r"alone\) return (backward \? \d+ : \d+); return (.*?); }", text).groups()
+    body = re.search(r"int registers\(.*?\) \{(.*?) \}", text)[1]
+    alone, grid, cluster = re.findall(r"return (.*?);", body)
+    assert "alone) return" in body and "grid) return" in body
+    sources = {"alone": alone, "grid": grid, "cluster": cluster}
     for (exchange, tiles, backward), count in planning.REGISTERS.items():
-        source = alone if exchange == "alone" else cluster
-        branches = dict(zip((True, False), re.match(r"backward \? (.+) : (.+)", source).groups() if exchange == "alone"
-                            else re.match(r"backward \? \((.+)\) : \((.+)\)", source).groups()))
-        numbers = [int(each) for each in re.findall(r"(?<!== )\b\d+", branches[backward])]
+        number = r"(\(.+?\)|\d+)"
+        branches = re.fullmatch(rf"backward \? {number} : {number}", sources[exchange]).groups()
+        numbers = [int(each) for each in re.findall(r"(?<!== )\b\d+", branches[not backward])]
         assert numbers[min(tiles, len(numbers)) - 1] == count
 
 
@@ -97,7 +141,7 @@ def test_a_missing_extension_says_why(monkeypatch, tmp_path):
 
 
 def test_auto_passes_over_a_backend_that_refuses_the_size(monkeypatch):
-    """A head that no cluster holds: auto takes the next backend, and the name raises with the reason."""
+    """A head that no grid holds: auto takes the next backend, and the name raises with the reason."""
     module = importlib.import_module("xlstm_fused.backends.cuda")
     triton = importlib.import_module("xlstm_fused.backends.triton")
     monkeypatch.setattr(module, "_missing", lambda device_type: None)
@@ -105,9 +149,9 @@ def test_auto_passes_over_a_backend_that_refuses_the_size(monkeypatch):
     monkeypatch.setattr(module, "device_type_for_tests", "cpu")
     monkeypatch.setattr(triton, "device_type_for_tests", "cpu")
     launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
-    monkeypatch.setattr(launch, "too_large", lambda D, dtype: "too large" if D > 1024 else None)
+    monkeypatch.setattr(launch, "too_large", lambda D, dtype: "too large" if D > 2048 else None)
     assert ORDER[:2] == ("cuda", "triton")
-    assert choose("auto", "cpu", torch.float32, "lstm", 1024) == "cuda"
-    assert choose("auto", "cpu", torch.float32, "lstm", 1025) == "triton"
+    assert choose("auto", "cpu", torch.float32, "lstm", 2048) == "cuda"
+    assert choose("auto", "cpu", torch.float32, "lstm", 2049) == "triton"
     with pytest.raises(RuntimeError, match="cannot run cell.*too large"):
-        choose("cuda", "cpu", torch.float32, "lstm", 1025)
+        choose("cuda", "cpu", torch.float32, "lstm", 2049)

@@ -72,18 +72,31 @@ def test_one_program(cell, D, dtype, reset, masked):
     ("lstm", 40, FP32, 2, 2, "per sequence", 1, True, 5),
     ("lstm", 34, FP16, 2, 2, "zero", 1, False, 3),
     ("gru", 20, FP32, 2, 1, "per row", 1, True, 5),
-    ("gru", 34, BF16, 2, 2, "per sequence", 2, False, 3)))
+    ("gru", 34, BF16, 2, 2, "per sequence", 2, False, 3),
+    ("lstm", 60, FP32, 8, 1, "per row", 1, False, 3),
+    ("slstm", 122, BF16, 16, 1, "none", 1, True, 2)))
 def test_clusters(cell, D, dtype, programs, tiles, reset, K, masked, B):
     """Odd sizes, programs without a unit, tiles that are not full, both directions, every kind of reset."""
     check(small(cell, D, dtype, reset, K, masked, B), "cluster", programs, tiles, schedule="random", seed=3)
+
+
+@pytest.mark.parametrize("cell, D, dtype, programs, groups, reset, K, masked, B", (
+    ("slstm", 37, BF16, 3, 2, "per row", 2, True, 11),
+    ("lstm", 21, FP32, 2, 1, "per sequence", 1, True, 9),
+    ("gru", 20, FP16, 3, 3, "zero", 2, False, 17),
+    ("slstm", 18, FP32, 2, 2, "none", 1, False, 1)))
+def test_grids(cell, D, dtype, programs, groups, reset, K, masked, B):
+    """As above; groups with one task or several, of which the last has one less."""
+    check(small(cell, D, dtype, reset, K, masked, B), "grid", programs, groups=groups, schedule="random", seed=3)
 
 
 @pytest.mark.parametrize("rows, N, K, reverse", (
     (Rows.dense(2, 3, True), 1, 1, True),
     (Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1, True),
     (Rows.cumulative(torch.tensor([0, 2, 2, 5]), 5), 2, 2, False)), ids=("batch-first", "packed", "cu_seqlens"))
-def test_layouts_and_heads(rows, N, K, reverse):
-    check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), "cluster", 2)
+@pytest.mark.parametrize("exchange", ("cluster", "grid"))
+def test_layouts_and_heads(exchange, rows, N, K, reverse):
+    check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), exchange, 2)
 
 
 def test_tf32_is_as_good_as_its_digits():
@@ -120,13 +133,27 @@ def test_bitwise_the_same_in_every_order_of_programs():
         assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
+def test_tags_of_an_earlier_launch_never_match(monkeypatch):
+    """They would, in memory that is as another launch left it; each launch gets zeros."""
+    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
+    new, kept = launch.new_words, {}
+    check(small("lstm", 20, BF16), "grid", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "new_words", lambda plan, device: kept.setdefault(plan, new(plan, device)))
+        check(small("lstm", 20, BF16), "grid", 2)
+        with pytest.raises((AssertionError, PtxError)):
+            check(small("lstm", 20, BF16), "grid", 2)
+    check(small("lstm", 20, BF16), "grid", 2)
+
+
 MUTANTS = {
     "no wait for h": ("forward.cuh", "    exchange.wait(step);\n", ""),
-    "one buffer of h": ("forward.cuh", "buffers_ + (int(step & 1) * kTiles * kTile + column)", "buffers_ + (column)"),
+    "one buffer of h": (
+        "hidden_exchange.cuh", "buffers_ + (int(step & 1) * kTiles * kTile + column)", "buffers_ + (column)"),
     "a warp's bytes not waited for": (
-        "forward.cuh", "(plan_.programs - 1) * warps * kTiles", "(plan_.programs - 1) * (warps - 1) * kTiles"),
+        "hidden_exchange.cuh", "(plan_.programs - 1) * warps * kTiles", "(plan_.programs - 1) * (warps - 1) * kTiles"),
     "no wait for the sums": ("backward.cuh", "    exchange.wait(turn);\n", ""),
-    "one buffer of sums": ("backward.cuh", "kExchange == Exchange::alone ? 0 : (turn & 1)", "0 * (turn & 1)"),
+    "one buffer of sums": ("partial_exchange.cuh", "kExchange == Exchange::alone ? 0 : (turn & 1)", "0 * (turn & 1)"),
     "no barrier between cell and product": (
         "backward.cuh", "    __syncthreads();\n\n    for (int job", "    for (int job"),
     "a shifted unit": ("place.cuh", "return unit < p.D; }", "return unit <= p.D; }"),
@@ -151,11 +178,35 @@ def test_a_mutant_shows(name, tmp_path):
             check(small("lstm", 34, BF16), "cluster", 2, csrc=csrc, schedule="random", seed=seed)
 
 
-@pytest.mark.parametrize("file, right", (("forward.cuh", "kTiles * kTile * kSlice;\n"),
-                                         ("backward.cuh", "kTile * int(sizeof(float));\n")))
-def test_a_message_that_never_comes_ends_the_kernel(file, right, tmp_path, monkeypatch):
-    """A barrier is told of more bytes than are sent: the wait gives up, after a time that is short here."""
-    csrc = mutated(tmp_path, file, right, right.replace(";", " + 16;"))
+GRID_MUTANTS = {
+    "tags not looked at": ("exchange.cuh", "return first.tag == tag && second.tag == tag;", "return true;"),
+    "one buffer of words of h": (
+        "hidden_exchange.cuh", "(int(tag & 1) * kTiles * kTile + column) * row_words()", "column * row_words()"),
+    "one buffer of words of sums": ("partial_exchange.cuh", "int(tag & 1) * plan_.programs", "0 * plan_.programs"),
+    "tags of another task again": ("kernels.cuh", "tag += uint32_t(work(task));", "work(task);"),
+    "no barrier between tasks forward": (
+        "hidden_exchange.cuh", "if constexpr (kExchange == Exchange::grid) __syncthreads();", ""),
+    "no barrier of the own warps": ("backward.cuh", "    exchange.wait(turn);\n", ""),
+}
+
+
+@pytest.mark.parametrize("name", GRID_MUTANTS)
+def test_a_mutant_of_the_grid_shows(name, tmp_path):
+    csrc = mutated(tmp_path, *GRID_MUTANTS[name])
+    with pytest.raises((AssertionError, PtxError)):
+        for seed in range(1, 4):
+            check(small("lstm", 34, BF16, B=17), "grid", 2, csrc=csrc, schedule="random", seed=seed)
+
+
+@pytest.mark.parametrize("exchange, file, right, wrong", (
+    ("cluster", "hidden_exchange.cuh", "kTiles * kTile * kSlice;\n", "kTiles * kTile * kSlice + 16;\n"),
+    ("cluster", "partial_exchange.cuh", "kTile * int(sizeof(float));\n", "kTile * int(sizeof(float)) + 16;\n"),
+    ("grid", "hidden_exchange.cuh", "if (column < columns_) store_word", "if (column + 1 < columns_) store_word"),
+    ("grid", "partial_exchange.cuh", "if (tile * kTile + 2 * q < columns_) {",
+     "if (tile * kTile + 2 * q + 2 < columns_) {")))
+def test_a_message_that_never_comes_ends_the_kernel(exchange, file, right, wrong, tmp_path, monkeypatch):
+    """A barrier is told of more bytes than are sent, or a word is not: the wait gives up, soon here."""
+    csrc = mutated(tmp_path, file, right, wrong)
     monkeypatch.setattr(planning, "WATCHDOG", 2000)
     with pytest.raises(PtxError, match="traps"):
-        check(small("lstm", 20, BF16), "cluster", 2, csrc=csrc)
+        check(small("lstm", 20, BF16), exchange, 2, csrc=csrc)

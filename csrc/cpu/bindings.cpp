@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <initializer_list>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +11,7 @@
 #include <thread>
 #include <tuple>
 
+#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/recurrence.h"
 #include "fields.h"
@@ -21,35 +21,6 @@ using namespace xlstm_fused;
 using namespace xlstm_fused::cpu;
 
 namespace {
-
-// The product of the sizes of an array and of its elements is at most what a process can address: no arithmetic with
-// addresses overflows then.
-void require_addressable(const char* name, std::initializer_list<int64_t> sizes) {
-  constexpr int64_t kMost = int64_t(1) << 47;
-  int64_t bytes = 1;
-  for (const int64_t size : sizes) {
-    if (__builtin_mul_overflow(bytes, size, &bytes) || bytes > kMost) {
-      throw std::invalid_argument(std::string(name) + ": expected sizes of an array that memory can hold");
-    }
-  }
-}
-
-void require_address(const char* name, const void* address) {
-  if (!address) throw std::invalid_argument(std::string(name) + ": expected an address, got 0");
-}
-
-// The rows of a layout that strides alone describe: all different, and the last one among the P there are.
-void check_dense(const Rows& rows) {
-  if (rows.time_offset || rows.batch_offset || rows.T == 0 || rows.B == 0) return;
-  if (rows.T > 1) require_at_least(1, "time_stride", rows.time_stride);
-  if (rows.B > 1) require_at_least(1, "batch_stride", rows.batch_stride);
-  int64_t time, batch, last;
-  if (__builtin_mul_overflow(rows.T - 1, rows.time_stride, &time) ||
-      __builtin_mul_overflow(rows.B - 1, rows.batch_stride, &batch) || __builtin_add_overflow(time, batch, &last) ||
-      last >= rows.P) {
-    throw std::invalid_argument("time_stride, batch_stride: expected rows below P = " + std::to_string(rows.P));
-  }
-}
 
 // (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
 using PlanArgument = std::optional<std::tuple<int64_t, int64_t, int64_t>>;
@@ -64,49 +35,10 @@ Plan choose_plan(const Problem& p, const Kernel& kernel, int threads, const Plan
   return {all, team, tiles};
 }
 
-// What can be told from numbers. Whether arrays are as large as these sizes say, only the caller knows.
-void check(const Problem& p, const Kernel& kernel, int threads) {
-  const Rows& rows = p.rows;
-  check_sizes(p);
-  require_at_least(1, "N", p.N);
-  require_at_least(1, "D", p.D);
+template <class Params>
+void check(const Params& p, const Kernel& kernel, int threads) {
+  check(p, {kernel.gates, kernel.states});
   require_at_least(1, "threads", threads);
-  constexpr int64_t kElement = sizeof(double);
-  require_addressable("T", {rows.T, kElement});
-  require_addressable("weight_hh", {p.K, kernel.gates, p.N, p.D, p.D, kElement});
-  require_addressable("rows", {kernel.gates, p.K, p.N, p.D, kElement, rows.P});
-  require_addressable("states", {kernel.states, p.K, p.N, p.D, kElement, rows.B});
-  check_dense(rows);
-  require_address("weight_hh", p.weight_hh);
-}
-
-void check(const ForwardParams& p, const Kernel& kernel, int threads) {
-  check(static_cast<const Problem&>(p), kernel, threads);
-  if (p.rows.P > 0) {
-    require_address("wx", p.wx);
-    require_address("output", p.output);
-    // Both, or neither: inference. A cell with one state has no others to save.
-    if (p.states) require_address("pre", p.pre);
-    if (p.pre && kernel.states > 1) require_address("states", p.states);
-  }
-  if (p.rows.B > 0) {
-    require_address("h_n", p.h_n);
-    if (kernel.states > 1) require_address("s_n", p.s_n);
-  }
-}
-
-void check(const BackwardParams& p, const Kernel& kernel, int threads) {
-  check(static_cast<const Problem&>(p), kernel, threads);
-  if (p.rows.P > 0) {
-    require_address("pre", p.pre);
-    require_address("output", p.output);
-    require_address("dpre", p.dpre);
-    if (kernel.states > 1) require_address("states", p.states);
-  }
-  if (p.rows.B > 0) {
-    require_address("dh0", p.dh0);
-    if (kernel.states > 1) require_address("ds0", p.ds0);
-  }
 }
 
 // Whether a signal's handler, run here and now, raised: KeyboardInterrupt, say. The error is then set.

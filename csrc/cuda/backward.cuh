@@ -7,90 +7,10 @@
 // repeat bit for bit.
 #pragma once
 
-#include "cuda/exchange.cuh"
+#include "cuda/partial_exchange.cuh"
 #include "cuda/place.cuh"
 
 namespace xlstm_fused::cuda {
-
-// Partial sums of dh, in two buffers that take turns: (programs * splits, kTiles, units, 8) floats. A program sends
-// those of step t only after all its warps have read those of step t + 1, and needs everyone's for that: so a buffer
-// is free when it is written again.
-template <int kTiles, Exchange kExchange>
-class PartialExchange {
- public:
-  __device__ __forceinline__ PartialExchange(char* shared, const Plan& plan, int rank)
-      : plan_(plan), rank_(rank), buffers_(shared + plan.partials), barriers_(shared_address(shared)) {
-    if constexpr (kExchange == Exchange::cluster) {
-      if (threadIdx.x == 0) {
-        barrier_init(barriers_, blockDim.x / 32);
-        barrier_init(barriers_ + 8, blockDim.x / 32);
-        fence_barrier_init();
-      }
-      cluster_barrier();
-    }
-  }
-
-  // The sums for columns 2 q and 2 q + 1 of `tile` of one unit of the head, from split `split` of this program.
-  __device__ __forceinline__ void send(int turn, int split, int tile, int unit, int q, float2 value) const {
-    const int owner = unit / plan_.units;
-    float* const mine = place(turn, rank_ * plan_.splits + split, tile, unit - owner * plan_.units) + 2 * q;
-    if constexpr (kExchange == Exchange::cluster) {
-      if (owner != rank_) {
-        const uint32_t barrier = barriers_ + 8 * uint32_t(turn & 1);
-        push(peer_address(shared_address(mine), owner), value, peer_address(barrier, owner));
-        return;
-      }
-    }
-    *reinterpret_cast<float2*>(mine) = value;
-  }
-
-  // By each warp, once per turn, after all it sends.
-  __device__ __forceinline__ void arrive(int turn) const {
-    if constexpr (kExchange == Exchange::cluster) {
-      __syncwarp();
-      if (threadIdx.x % 32 != 0) return;
-      const uint32_t barrier = barriers_ + 8 * uint32_t(turn & 1);
-      const int bytes = (plan_.programs - 1) * plan_.splits * kTiles * plan_.units * kTile * int(sizeof(float));
-      if (threadIdx.x == 0) barrier_arrive_expect(barrier, bytes);
-      else barrier_arrive(barrier);
-    }
-  }
-
-  __device__ __forceinline__ void wait(int turn) const {
-    if constexpr (kExchange == Exchange::cluster) {
-      barrier_wait(barriers_ + 8 * uint32_t(turn & 1), uint32_t(turn >> 1) & 1, plan_.watchdog);
-    } else {
-      __syncthreads();
-    }
-  }
-
-  __device__ __forceinline__ float2 total(int turn, int tile, int unit, int q) const {
-    float2 sum = make_float2(0.0f, 0.0f);
-    const int sources = plan_.programs * plan_.splits;
-    for (int source = 0; source < sources; ++source) {
-      const float2 part = *reinterpret_cast<const float2*>(place(turn, source, tile, unit) + 2 * q);
-      sum.x += part.x;
-      sum.y += part.y;
-    }
-    return sum;
-  }
-
-  __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
-  }
-
- private:
-  __device__ __forceinline__ float* place(int turn, int source, int tile, int unit) const {
-    // Alone, one is enough: a second barrier of the program lies between its last reader and its next writer.
-    const int buffer = kExchange == Exchange::alone ? 0 : (turn & 1) * plan_.programs * plan_.splits;
-    return reinterpret_cast<float*>(buffers_) + (((buffer + source) * kTiles + tile) * plan_.units + unit) * kTile;
-  }
-
-  const Plan& plan_;
-  const int rank_;
-  char* const buffers_;
-  const uint32_t barriers_;
-};
 
 // Four words of dpre side by side, as the product takes them.
 template <class Kind, int G>
@@ -145,20 +65,21 @@ __device__ __forceinline__ MatrixRows<Kind> unit_rows(const Place<Kind, kTiles>&
   return rows;
 }
 
+// Returns the number of steps.
 template <class Cell, class Kind, int kTiles, Exchange kExchange, int kRegisters>
-__device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Plan& plan, const void* weight_t,
-                                               char* shared, int rank) {
+__device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const Plan& plan, const void* weight_t,
+                                                  char* shared, const Task& task) {
   constexpr int G = Cell::G, S = Cell::S;
   constexpr int kFirstState = Cell::kReadsH ? 0 : 1;  // h is read, and has a gradient of its own, only where it must
   using Storage = typename Element<Kind>::Storage;
   using Here = Place<Kind, kTiles>;
   constexpr int kItems = Here::kItems;
-  const Here place(p, plan, rank);
+  const Here place(p, plan, task);
   char* const operands = shared + kChunkBytes;
   for (int i = threadIdx.x; i < kTiles * kTile * plan.row_bytes / 4; i += blockDim.x) {
     reinterpret_cast<uint32_t*>(operands)[i] = 0;
   }
-  const PartialExchange<kTiles, kExchange> exchange(shared, plan, rank);
+  const PartialExchange<kTiles, kExchange> exchange(shared, plan, task, place.columns());
   const int jobs = jobs_of(plan), warps = blockDim.x / 32;
   const auto rows_of = [&](int job) {
     return unit_rows<Kind, G, kTiles>(place, plan, weight_t, job_of(plan, place.warp + job * warps));
@@ -338,6 +259,7 @@ __device__ __forceinline__ void recurrence_bwd(const BackwardParams& p, const Pl
     for (int j = 1; j < S; ++j) store<float>(p.ds0, at + (j - 1) * place.sequence_plane(), ds[i][j]);
   }
   exchange.finish();
+  return steps;
 }
 
 }  // namespace xlstm_fused::cuda

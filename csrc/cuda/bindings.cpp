@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cells/cells.h"
+#include "checks.h"
 #include "cuda/launch.h"
 #include "fields.h"
 
@@ -23,62 +24,108 @@ Instances find_instances(const std::string& kind, Exchange exchange, bool backwa
   throw std::invalid_argument("kind: there is no kernel for '" + kind + "'");
 }
 
-const void* find_kernel(const std::string& cell, const std::string& kind, bool backward, const Launch& launch) {
-  int index = 0, found = -1;
-#define XLSTM_FUSED_FIND(name, Cell) \
-  if (cell == #name) found = index;  \
+struct Cell {
+  int index;  // in cells/cells.h
+  CellSizes sizes;
+};
+
+Cell find_cell(const std::string& cell) {
+  int index = 0;
+#define XLSTM_FUSED_FIND(name, Cell)                              \
+  if (cell == #name) return {index, {Cell::G, Cell::S}};          \
   ++index;
   XLSTM_FUSED_CELLS(XLSTM_FUSED_FIND)
 #undef XLSTM_FUSED_FIND
-  const void* kernel = find_instances(kind, launch.exchange, backward)(found, launch.tiles);
-  if (!kernel) throw std::invalid_argument("there is no kernel for cell '" + cell + "' with this plan");
+  throw std::invalid_argument("cell: there is no kernel for '" + cell + "'");
+}
+
+const void* find_kernel(const Cell& cell, const std::string& kind, bool backward, const Launch& launch) {
+  const void* kernel = find_instances(kind, launch.exchange, backward)(cell.index, launch.tiles);
+  if (!kernel) throw std::invalid_argument("tiles: there is no kernel for " + std::to_string(launch.tiles));
   return kernel;
 }
 
-// (exchange, tiles, warps, shared_bytes)
+Exchange exchange_of(const std::string& name) {
+  if (name == "alone") return Exchange::alone;
+  if (name == "cluster") return Exchange::cluster;
+  if (name == "grid") return Exchange::grid;
+  throw std::invalid_argument("exchange: unknown: " + name);
+}
+
+// (exchange, tiles, warps, shared_bytes, groups)
 Launch launch_of(const py::tuple& shape, int device, uintptr_t stream) {
-  if (shape.size() != 4) throw std::invalid_argument("shape: expected 4 fields");
-  const auto exchange = shape[0].cast<std::string>();
-  if (exchange != "alone" && exchange != "cluster") throw std::invalid_argument("exchange: unknown: " + exchange);
-  return {exchange == "cluster" ? Exchange::cluster : Exchange::alone, shape[1].cast<int>(), shape[2].cast<int>(),
-          shape[3].cast<int64_t>(), device, reinterpret_cast<void*>(stream)};
+  if (shape.size() != 5) throw std::invalid_argument("shape: expected 5 fields");
+  const Launch launch{exchange_of(shape[0].cast<std::string>()), shape[1].cast<int>(), shape[2].cast<int>(),
+                      shape[3].cast<int64_t>(), shape[4].cast<int>(), device, reinterpret_cast<void*>(stream)};
+  require_at_least(1, "warps", launch.warps);
+  require_below(33, "warps", launch.warps);
+  require_at_least(0, "shared_bytes", launch.shared_bytes);
+  require_below(1 << 20, "shared_bytes", launch.shared_bytes);
+  require_at_least(1, "groups", launch.groups);
+  require_below(1 << 15, "groups", launch.groups);
+  require_at_least(0, "device", device);
+  return launch;
 }
 
-Plan plan_of(const py::tuple& values) {
-  if (values.size() != 9) throw std::invalid_argument("plan: expected 9 fields");
+Plan plan_of(const py::tuple& values, const Launch& launch) {
+  if (values.size() != 10) throw std::invalid_argument("plan: expected 10 fields");
   const auto number = [&](int i) { return values[i].cast<int32_t>(); };
-  return {number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7),
-          values[8].cast<int64_t>()};
+  const Plan plan{number(0), number(1), number(2), number(3), number(4), number(5), number(6), number(7),
+                  values[8].cast<int64_t>(), values[9].cast<int64_t>()};
+  require_at_least(1, "programs", plan.programs);
+  require_below(1 << 15, "programs", plan.programs);
+  require_at_least(launch.warps * 8, "units", plan.units);
+  require_below(launch.warps * 8 + 1, "units", plan.units);
+  require_at_least(1, "chunks", plan.chunks);
+  require_at_least(1, "splits", plan.splits);
+  require_at_least(0, "shared_chunks", plan.shared_chunks);
+  require_at_least(1, "row_bytes", plan.row_bytes);
+  require_at_least(0, "partials", plan.partials);
+  require_at_least(0, "fragments", plan.fragments);
+  require_at_least(1, "watchdog", plan.watchdog);
+  require_at_least(launch.exchange == Exchange::grid ? 1 : 0, "words", plan.words);
+  return plan;
 }
 
-void check(const Problem& p) {
-  check_sizes(p);
+template <class Params>
+void check(const Params& p, const CellSizes& cell, const Plan& plan, const Launch& launch, uintptr_t words) {
+  check(p, cell);
   // The kernels keep the number of a row in 32 bits; what lies in it is found with 64.
-  if (p.rows.P >= int64_t(1) << 31) throw std::invalid_argument("rows: expected fewer than 2^31");
-  if (p.N >= 1 << 16) throw std::invalid_argument("heads: expected fewer than 2^16");
+  require_below(int64_t(1) << 31, "P", p.rows.P);
+  require_below(int64_t(1) << 30, "B", p.rows.B);
+  require_below(1 << 16, "N", p.N);
+  require_below(int64_t(plan.programs) * plan.units + 1, "D", p.D);
+  if (launch.exchange == Exchange::grid) require_address("words", reinterpret_cast<const void*>(words));
 }
 
 void forward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
-             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays) {
+             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words) {
   const ForwardParams p = forward_params(problem, arrays);
-  check(p);
   const Launch launch = launch_of(shape, device, stream);
-  recurrence_fwd(p, plan_of(plan), find_kernel(cell, kind, false, launch), launch);
+  const Plan spread = plan_of(plan, launch);
+  const Cell found = find_cell(cell);
+  check(p, found.sizes, spread, launch, words);
+  recurrence_fwd(p, spread, reinterpret_cast<uint64_t*>(words), find_kernel(found, kind, false, launch), launch);
 }
 
 void backward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
-              int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t weight_t) {
+              int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words,
+              uintptr_t weight_t) {
   const BackwardParams p = backward_params(problem, arrays);
-  check(p);
   const Launch launch = launch_of(shape, device, stream);
-  recurrence_bwd(p, plan_of(plan), reinterpret_cast<const void*>(weight_t), find_kernel(cell, kind, true, launch),
+  const Plan spread = plan_of(plan, launch);
+  const Cell found = find_cell(cell);
+  const auto* transposed = reinterpret_cast<const void*>(weight_t);
+  check(p, found.sizes, spread, launch, words);
+  require_address("weight_t", transposed);
+  recurrence_bwd(p, spread, reinterpret_cast<uint64_t*>(words), transposed, find_kernel(found, kind, true, launch),
                  launch);
 }
 
 int resident_programs(const std::string& cell, const std::string& kind, bool backward, const py::tuple& shape,
                       const py::tuple& plan, int device) {
   const Launch launch = launch_of(shape, device, 0);
-  return resident(find_kernel(cell, kind, backward, launch), plan_of(plan), launch);
+  return resident(find_kernel(find_cell(cell), kind, backward, launch), plan_of(plan, launch), launch);
 }
 
 py::list cells() {
@@ -95,16 +142,17 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() = "Fused recurrences on NVIDIA GPUs. Arrays are passed as addresses, 0 for none; nothing waits.";
 #define ARGUMENTS \
   py::arg("cell"), py::arg("kind"), py::arg("shape"), py::arg("plan"), py::arg("device"), py::arg("stream"), \
-      py::arg("problem"), py::arg("arrays")
+      py::arg("problem"), py::arg("arrays"), py::arg("words")
   module.def("forward", &forward, ARGUMENTS,
-             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h.");
+             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and the zeros "
+             "through which the programs of a grid exchange what they compute.");
   module.def("backward", &backward, ARGUMENTS, py::arg("weight_t"),
              "Launch its gradients: the fields of Problem, then the others of BackwardParams, and R as (K, N, D_in, "
              "D_out, G).");
 #undef ARGUMENTS
   module.def("resident", &resident_programs, py::arg("cell"), py::arg("kind"), py::arg("backward"), py::arg("shape"),
              py::arg("plan"), py::arg("device"),
-             "How many programs (clusters of them) of a plan the device runs at once; 0 if not even one.");
+             "How many programs (clusters, groups of them) of a plan the device runs at once; 0 if not even one.");
   module.attr("archs") = XLSTM_FUSED_ARCHS;
   module.def("cells", &cells, "The cells that there are kernels for.");
 }

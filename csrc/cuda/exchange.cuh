@@ -27,6 +27,56 @@ class Watchdog {
   const int64_t limit_, start_;
 };
 
+// Through global memory: words of 32 bits of data and the tag of the step that they are for. A word is loaded and stored
+// as a whole, so whoever finds the tag has the data, and nothing else need be ordered: no fence, no flag, no barrier.
+
+struct Word {
+  uint32_t data, tag;
+};
+
+__device__ __forceinline__ void store_word(uint64_t* at, Word x) {
+  asm volatile("{\n\t.reg .b64 w;\n\tmov.b64 w, {%1, %2};\n\tst.relaxed.gpu.global.b64 [%0], w;\n\t}" ::"l"(at),
+               "r"(x.data), "r"(x.tag)
+               : "memory");
+}
+
+struct WordPair {
+  Word first, second;
+  __device__ __forceinline__ bool has(uint32_t tag) const { return first.tag == tag && second.tag == tag; }
+};
+
+__device__ __forceinline__ void store_pair(uint64_t* at, WordPair x) {
+  asm volatile(
+      "{\n\t.reg .b64 v, w;\n\tmov.b64 v, {%1, %2};\n\tmov.b64 w, {%3, %4};\n\t"
+      "st.relaxed.gpu.global.v2.b64 [%0], {v, w};\n\t}" ::"l"(at),
+      "r"(x.first.data), "r"(x.first.tag), "r"(x.second.data), "r"(x.second.tag)
+      : "memory");
+}
+
+__device__ __forceinline__ WordPair load_pair(const uint64_t* at) {
+  WordPair x;
+  asm volatile(
+      "{\n\t.reg .b64 v, w;\n\tld.relaxed.gpu.global.v2.b64 {v, w}, [%4];\n\t"
+      "mov.b64 {%0, %1}, v;\n\tmov.b64 {%2, %3}, w;\n\t}"
+      : "=r"(x.first.data), "=r"(x.first.tag), "=r"(x.second.data), "=r"(x.second.tag)
+      : "l"(at)
+      : "memory");
+  return x;
+}
+
+// Loads `pair` again until it has the tag.
+__device__ __forceinline__ void await(WordPair& pair, const uint64_t* at, uint32_t tag, int64_t limit) {
+  if (pair.has(tag)) return;
+  const Watchdog watchdog(limit);
+  do {
+    watchdog.check();
+    pair = load_pair(at);
+  } while (!pair.has(tag));
+}
+
+// Pairs that a thread loads before it looks at the first of them.
+constexpr int kPairsAtOnce = 4;
+
 // From here on for Hopper and later.
 
 __device__ __forceinline__ int cluster_rank() {

@@ -2,100 +2,21 @@
 // all steps together. Each has its rows of R and keeps the state of its units in registers; h goes to all of them.
 #pragma once
 
-#include "cuda/exchange.cuh"
+#include "cuda/hidden_exchange.cuh"
 #include "cuda/place.cuh"
 
 namespace xlstm_fused::cuda {
 
-// h for the next step, of all units of the head and all sequences of the tile, in two buffers that take turns. A warp
-// writes what it has into its own program's and pushes it into the others'; one wait on the program's own barrier
-// covers both. No second wait protects a buffer from being overwritten: whoever has received all of h[t] knows that all
-// have read h[t - 1], since they needed it to compute their part.
-template <class Kind, int kTiles, Exchange kExchange>
-class HiddenExchange {
- public:
-  using Storage = typename Element<Kind>::Storage;
-  static constexpr int kSlice = 8 * int(sizeof(Storage));  // bytes of a warp's units in a row
-
-  __device__ __forceinline__ HiddenExchange(char* shared, const Plan& plan, int rank)
-      : plan_(plan), rank_(rank), buffers_(shared + kChunkBytes), barriers_(shared_address(shared)) {
-    // Padding of the inner dimension stays zero for good.
-    const int words = 2 * kTiles * kTile * plan.row_bytes / 4;
-    for (int i = threadIdx.x; i < words; i += blockDim.x) reinterpret_cast<uint32_t*>(buffers_)[i] = 0;
-    if constexpr (kExchange == Exchange::cluster) {
-      if (threadIdx.x == 0) {
-        barrier_init(barriers_, blockDim.x / 32);
-        barrier_init(barriers_ + 8, blockDim.x / 32);
-        fence_barrier_init();
-      }
-      cluster_barrier();
-    } else {
-      __syncthreads();
-    }
-  }
-
-  __device__ __forceinline__ char* row(int64_t step, int column) const {
-    return buffers_ + (int(step & 1) * kTiles * kTile + column) * plan_.row_bytes;
-  }
-
-  __device__ __forceinline__ void write(int64_t step, int column, int64_t unit, float h) const {
-    Storage stored;
-    from_float(h, stored);
-    if constexpr (sizeof(Storage) == 4) stored = bits_float(Element<Kind>::operand(float_bits(stored)));
-    *reinterpret_cast<Storage*>(row(step, column) + unit * sizeof(Storage)) = stored;
-  }
-
-  // After all lanes of the warp have written: h is complete at `step` once all warps of all programs have sent it.
-  __device__ __forceinline__ void send(int64_t step) const {
-    if constexpr (kExchange == Exchange::cluster) {
-      __syncwarp();
-      const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-      const uint32_t barrier = barriers_ + 8 * uint32_t(step & 1);
-      const int at = rank_ * plan_.units * int(sizeof(Storage)) + warp * kSlice;
-#pragma unroll
-      for (int part = 0; part < kTiles * kSlice / 16; ++part) {
-        char* mine = row(step, part / (kSlice / 16) * kTile + lane % 8) + at + part % (kSlice / 16) * 16;
-        const uint4 value = *reinterpret_cast<const uint4*>(mine);
-        for (int peer = lane / 8; peer < plan_.programs; peer += 4) {
-          if (peer != rank_) push(peer_address(shared_address(mine), peer), value, peer_address(barrier, peer));
-        }
-      }
-      if (lane == 0) {
-        const int bytes = (plan_.programs - 1) * warps * kTiles * kTile * kSlice;
-        if (warp == 0) barrier_arrive_expect(barrier, bytes);
-        else barrier_arrive(barrier);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void wait(int64_t step) const {
-    if constexpr (kExchange == Exchange::cluster) {
-      barrier_wait(barriers_ + 8 * uint32_t(step & 1), uint32_t(step >> 1) & 1, plan_.watchdog);
-    } else {
-      __syncthreads();
-    }
-  }
-
-  // No program may leave while others still store to its shared memory.
-  __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
-  }
-
- private:
-  const Plan& plan_;
-  const int rank_;
-  char* const buffers_;
-  const uint32_t barriers_;
-};
-
+// Returns the number of steps.
 template <class Cell, class Kind, int kTiles, Exchange kExchange, int kRegisters>
-__device__ __forceinline__ void recurrence_fwd(const ForwardParams& p, const Plan& plan, char* shared, int rank) {
+__device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const Plan& plan, char* shared,
+                                                  const Task& task) {
   constexpr int G = Cell::G, S = Cell::S;
   using Storage = typename Element<Kind>::Storage;
   using Here = Place<Kind, kTiles>;
   constexpr int kItems = Here::kItems;
-  const Here place(p, plan, rank);
-  const HiddenExchange<Kind, kTiles, kExchange> exchange(shared, plan, rank);
+  const Here place(p, plan, task);
+  const HiddenExchange<Kind, kTiles, kExchange> exchange(shared, plan, task, place.columns());
   const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
   Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks);
   matrix.keep(weights, 0);
@@ -204,6 +125,7 @@ __device__ __forceinline__ void recurrence_fwd(const ForwardParams& p, const Pla
     for (int j = 1; j < S; ++j) store<float>(p.s_n, at + (j - 1) * place.sequence_plane(), state[i][j]);
   }
   exchange.finish();
+  return steps;
 }
 
 }  // namespace xlstm_fused::cuda

@@ -17,7 +17,7 @@ const void* instance(int tiles) {
   using Kind = kinds::XLSTM_FUSED_KIND;
   constexpr Exchange kExchange = Exchange::XLSTM_FUSED_EXCHANGE;
   if (tiles == 1) return reinterpret_cast<const void*>(&XLSTM_FUSED_KERNEL<Cell, Kind, 1, kExchange>);
-  if constexpr (kExchange != Exchange::alone) {
+  if constexpr (kExchange == Exchange::cluster) {
     if (tiles == 2) return reinterpret_cast<const void*>(&XLSTM_FUSED_KERNEL<Cell, Kind, 2, kExchange>);
   }
   return nullptr;

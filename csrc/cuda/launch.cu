@@ -22,7 +22,7 @@ class Configuration {
     check(cudaSetDevice(launch.device), "cudaSetDevice");
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(launch.shared_bytes)),
           "shared memory of the kernel");
-    if (plan.programs > 8) {
+    if (launch.exchange == Exchange::cluster && plan.programs > 8) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters of 16");
     }
     config_.gridDim = grid;
@@ -33,9 +33,13 @@ class Configuration {
       attribute_.id = cudaLaunchAttributeClusterDimension;
       attribute_.val.clusterDim.x = unsigned(plan.programs);
       attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
-      config_.attrs = &attribute_;
-      config_.numAttrs = 1;
+    } else if (launch.exchange == Exchange::grid) {
+      // All programs run at once, or the launch fails.
+      attribute_.id = cudaLaunchAttributeCooperative;
+      attribute_.val.cooperative = 1;
     }
+    config_.attrs = &attribute_;
+    config_.numAttrs = launch.exchange == Exchange::alone ? 0 : 1;
   }
   Configuration(const Configuration&) = delete;
   Configuration& operator=(const Configuration&) = delete;
@@ -48,23 +52,25 @@ class Configuration {
 };
 
 void run(const void* kernel, const Problem& p, const Plan& plan, const Launch& launch, void** arguments) {
-  if (p.rows.B == 0 || p.K * p.N * p.D == 0) return;
+  if (p.rows.B == 0) return;
   const int64_t tiles = (p.rows.B + launch.tiles * kTile - 1) / (launch.tiles * kTile);
-  const dim3 grid(unsigned(tiles * plan.programs), unsigned(p.N), unsigned(p.K));
+  dim3 grid(unsigned(tiles * plan.programs), unsigned(p.N), unsigned(p.K));
+  if (launch.exchange == Exchange::grid) grid = dim3(unsigned(launch.groups * plan.programs));
   const Configuration configuration(kernel, grid, plan, launch);
   check(cudaLaunchKernelExC(configuration.get(), kernel, arguments), "launch");
 }
 
 }  // namespace
 
-void recurrence_fwd(const ForwardParams& params, const Plan& plan, const void* kernel, const Launch& launch) {
-  void* arguments[] = {const_cast<ForwardParams*>(&params), const_cast<Plan*>(&plan)};
+void recurrence_fwd(const ForwardParams& params, const Plan& plan, uint64_t* words, const void* kernel,
+                    const Launch& launch) {
+  void* arguments[] = {const_cast<ForwardParams*>(&params), const_cast<Plan*>(&plan), &words};
   run(kernel, params, plan, launch, arguments);
 }
 
-void recurrence_bwd(const BackwardParams& params, const Plan& plan, const void* weight_t, const void* kernel,
-                    const Launch& launch) {
-  void* arguments[] = {const_cast<BackwardParams*>(&params), const_cast<Plan*>(&plan), &weight_t};
+void recurrence_bwd(const BackwardParams& params, const Plan& plan, uint64_t* words, const void* weight_t,
+                    const void* kernel, const Launch& launch) {
+  void* arguments[] = {const_cast<BackwardParams*>(&params), const_cast<Plan*>(&plan), &words, &weight_t};
   run(kernel, params, plan, launch, arguments);
 }
 
@@ -76,6 +82,11 @@ int resident(const void* kernel, const Plan& plan, const Launch& launch) {
   } else {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, launch.warps * 32,
                                                         size_t(launch.shared_bytes)), "programs that fit");
+    if (launch.exchange == Exchange::grid) {
+      int processors = 0;
+      check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, launch.device), "multiprocessors");
+      count = count * processors / plan.programs;
+    }
   }
   return count;
 }

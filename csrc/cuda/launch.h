@@ -11,6 +11,7 @@ struct Launch {
   Exchange exchange;
   int tiles, warps;
   int64_t shared_bytes;
+  int groups;  // of programs, that run at once; for exchange grid only
   int device;
   void* stream;
 };
@@ -24,7 +25,8 @@ struct Launch {
 
 #define XLSTM_FUSED_INSTANCES(X) \
   XLSTM_FUSED_KINDS(X, alone)    \
-  XLSTM_FUSED_KINDS(X, cluster)
+  XLSTM_FUSED_KINDS(X, cluster)  \
+  XLSTM_FUSED_KINDS(X, grid)
 
 // The kernel of a cell, by its place in cells/cells.h; nullptr where there is none.
 using Instances = const void* (*)(int cell, int tiles);
@@ -36,12 +38,13 @@ using Instances = const void* (*)(int cell, int tiles);
 XLSTM_FUSED_INSTANCES(XLSTM_FUSED_DECLARE)
 #undef XLSTM_FUSED_DECLARE
 
-// Throw std::runtime_error with CUDA's words.
-void recurrence_fwd(const ForwardParams& params, const Plan& plan, const void* kernel, const Launch& launch);
-void recurrence_bwd(const BackwardParams& params, const Plan& plan, const void* weight_t, const void* kernel,
+// Throw std::runtime_error with CUDA's words. `words`: (launch.groups, plan.words), all zero; nullptr but for grid.
+void recurrence_fwd(const ForwardParams& params, const Plan& plan, uint64_t* words, const void* kernel,
                     const Launch& launch);
+void recurrence_bwd(const BackwardParams& params, const Plan& plan, uint64_t* words, const void* weight_t,
+                    const void* kernel, const Launch& launch);
 
-// How many programs, or clusters of them, the device can run at once; 0 if not even one.
+// How many programs, or clusters or groups of them, the device can run at once; 0 if not even one.
 int resident(const void* kernel, const Plan& plan, const Launch& launch);
 
 }  // namespace xlstm_fused::cuda

@@ -16,21 +16,29 @@ __device__ __forceinline__ void store(void* p, int64_t index, float x) {
   from_float(x, static_cast<Storage*>(p)[index]);
 }
 
+// What a program works on: its part of a head, direction and tile of the batch.
+struct Task {
+  int rank;  // of the program in its group
+  int n, k, tile;
+  // Exchange grid: the group's words, and the tag of the task's step 0.
+  uint64_t* words;
+  uint32_t tag;
+};
+
 template <class Kind, int kTiles>
 struct Place {
   static constexpr int kItems = 2 * kTiles;  // sequences of a thread
   const Problem& p;
-  const int rank;  // of the program among those that share the head
+  const int rank;  // of the program in its group
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, q = lane % 4;
-  const int64_t n = blockIdx.y, k = blockIdx.z;
+  const int64_t n, k;
   const bool backwards;
   const int local_unit;  // within the program
   const int64_t unit, tile;
 
-  __device__ __forceinline__ Place(const Problem& problem, const Plan& plan, int cluster_rank)
-      : p(problem), rank(cluster_rank), backwards((blockIdx.z == 1) != problem.reverse),
-        local_unit(warp * 8 + group), unit(int64_t(rank) * plan.units + local_unit),
-        tile(blockIdx.x / plan.programs) {}
+  __device__ __forceinline__ Place(const Problem& problem, const Plan& plan, const Task& task)
+      : p(problem), rank(task.rank), n(task.n), k(task.k), backwards((task.k == 1) != problem.reverse),
+        local_unit(warp * 8 + group), unit(int64_t(rank) * plan.units + local_unit), tile(task.tile) {}
 
   __device__ __forceinline__ bool has_unit() const { return unit < p.D; }
 
@@ -44,6 +52,11 @@ struct Place {
     const int64_t b = sequence(i);
     if (!has_sequence(i) || !has_unit()) return {p.rows, 0, 0, backwards, p.reset};
     return Walk::of(p.rows, p.reset, b, backwards);
+  }
+
+  // Of the tile, those that there are.
+  __device__ __forceinline__ int columns() const {
+    return int(min(int64_t(kTiles * kTile), p.rows.B - tile * kTiles * kTile));
   }
 
   // Of the longest sequence of the tile: all programs of the head take as many steps.

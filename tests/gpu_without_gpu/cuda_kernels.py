@@ -17,7 +17,7 @@ DEVICES = {"sm_80": planning.Device((8, 0), 108, 163 << 10), "sm_90": planning.D
 """What the choice of a plan is told: A100, H100, B200."""
 KINDS = {"BFloat16": "bfloat16", "Half": "float16", "Float32": "float32", "TensorFloat32": "tf32"}
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "tf32": 4}
-SIZES = (64, 128, 256, 512, 768, 1024)
+SIZES = (64, 128, 256, 512, 768, 1024, 2048)
 
 
 class Instance(NamedTuple):
@@ -61,7 +61,7 @@ def parse(text):
             arch = match[1]
         elif match := _KERNEL.search(line):
             name, cell, kind, tiles, exchange = match.groups()
-            instance = Instance(arch, cell.lower(), KINDS[kind], name == "bwd", ("alone", "cluster")[int(exchange)],
+            instance = Instance(arch, cell.lower(), KINDS[kind], name == "bwd", tuple(planning.WARPS)[int(exchange)],
                                 int(tiles))
         elif instance and (match := re.search(r"REG:(\d+) STACK:(\d+)", line)):
             found[instance] = Needs(*map(int, match.groups()))
@@ -88,15 +88,16 @@ def main():
         print("CUDA kernels: none, since the extension is not built or there is no cuobjdump")
         return
     instances = shipped()
-    print(f"{'target':7} {'cell':6} {'kind':9} {'pass':4} {'D':>5} {'programs':>8} {'tiles':>5} {'warps':>5} "
-          f"{'shared':>7} {'of':>7} {'on chip':>7} {'registers':>9} {'spills':>6}")
+    print(f"{'target':7} {'cell':6} {'kind':9} {'pass':4} {'D':>5} {'exchange':8} {'programs':>8} {'tiles':>5} "
+          f"{'warps':>5} {'shared':>7} {'of':>7} {'on chip':>7} {'registers':>9} {'spills':>6}")
     for arch, cell, kind, backward in sorted({each[:4] for each in instances}):
         for D in SIZES:
             for plan in planning.plans(D, 1, 16, ITEMSIZES[kind], DEVICES[arch], backward)[:1]:
                 needs = instances[Instance(arch, cell, kind, backward, plan.exchange, plan.tiles)]
-                print(f"{arch:7} {cell:6} {kind:9} {'bwd' if backward else 'fwd':4} {D:>5} {plan.programs:>8} "
-                      f"{plan.tiles:>5} {plan.warps:>5} {plan.shared_bytes:>7} {DEVICES[arch].shared_limit:>7} "
-                      f"{'yes' if plan.resident else 'no':>7} {needs.registers:>9} {needs.stack:>6}")
+                print(f"{arch:7} {cell:6} {kind:9} {'bwd' if backward else 'fwd':4} {D:>5} {plan.exchange:8} "
+                      f"{plan.programs:>8} {plan.tiles:>5} {plan.warps:>5} {plan.shared_bytes:>7} "
+                      f"{DEVICES[arch].shared_limit:>7} {'yes' if plan.resident else 'no':>7} {needs.registers:>9} "
+                      f"{needs.stack:>6}")
     failures = [f"{instance}: {words}" for instance, needs in instances.items()
                 for words in over_budget(instance, needs)]
     sys.exit("\n".join(failures) or None)

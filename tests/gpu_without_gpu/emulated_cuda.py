@@ -13,13 +13,13 @@ from .cuda_kernels import DEVICES
 from .nvcc import Sources, Struct
 
 CSRC = Path(__file__).parents[2] / "csrc"
-ARCHS = {"alone": "sm_80", "cluster": "sm_90"}
+ARCHS = {"alone": "sm_80", "cluster": "sm_90", "grid": "sm_80"}
 """The GPU whose PTX all code of an exchange is made of: the first in CUDA_ARCHS of setup.py."""
 SOURCE = """#include "cells/cells.h"
 #include "cuda/kernels.cuh"
 namespace xlstm_fused::cuda {{
 template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::{exchange}>(
-    const __grid_constant__ {params}, const __grid_constant__ Plan{more});
+    const __grid_constant__ {params}, const __grid_constant__ Plan, uint64_t*{more});
 }}
 """
 """One kernel of the package's; compiling all that share its source file takes longer."""
@@ -50,22 +50,24 @@ class Emulator:
         self.schedule, self.seed, self.csrc = schedule, seed, csrc
         self.launches = []
 
-    def __call__(self, backward, cell, kind, plan, device, problem, arrays, weight_t=None):
+    def __call__(self, backward, cell, kind, plan, device, problem, arrays, words, weight_t=None):
         parameters = Struct(*map(_value, (*problem, *arrays)))
-        fields = Struct(*(("i", each) for each in plan.fields[:-1]), ("q", plan.fields[-1]))
+        fields = Struct(*(("i", each) for each in plan.fields[:-2]), *(("q", each) for each in plan.fields[-2:]))
         B, K, N = problem[1], problem[8], problem[9]
-        grid = (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
-        rest = [_value(weight_t)] if backward else []
+        whole = plan.exchange == "grid"
+        grid = plan.groups * plan.programs if whole else (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
+        rest = [Struct(_value(words)), *([_value(weight_t)] if backward else [])]
         compiled = sources(backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
         compiled.kernel().launch(
-            grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, cluster=plan.programs,
-            schedule=self.schedule, seed=self.seed)
+            grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, coop=whole,
+            cluster=1 if whole else plan.programs, schedule=self.schedule, seed=self.seed)
         self.launches.append((backward, kind, plan))
 
 
 @contextlib.contextmanager
-def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None):
-    """Inside, the backend's launches run emulated, with so many programs for a head; yields the emulator.
+def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None, groups=1):
+    """Inside, the backend's launches run emulated, with so many programs for a head, and of a grid so many groups of
+    them; yields the emulator.
 
     ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with
     instead of the device's.
@@ -76,7 +78,7 @@ def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=
     before = launch.call, launch.forced_plan
 
     def plan(D, itemsize, backward):
-        return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)
+        return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)._replace(groups=groups)
 
     try:
         launch.call, launch.forced_plan = Emulator(schedule, seed, csrc), plan

@@ -32,8 +32,8 @@ def device_of(device: torch.device) -> planning.Device:
 
 @functools.cache
 def _is_resident(cell: str, kind: str, backward: bool, plan: planning.Plan, index: int) -> bool:
-    """Whether the driver can have the plan's programs, or one cluster of them, resident at once."""
-    return bool(_cuda.resident(cell, kind, backward, plan[:4], plan.fields, index) > 0)
+    """Whether the driver can have the plan's programs resident at once: one, a cluster, or all groups of a grid."""
+    return bool(_cuda.resident(cell, kind, backward, plan.launch, plan.fields, index) >= plan.groups)
 
 
 def choose_plan(D: int, heads: int, B: int, cell: str, kind: str, itemsize: int, device: torch.device,
@@ -55,11 +55,13 @@ def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
     """Why heads of so many units cannot be run on the current device; None if they can."""
     if forced_plan is not None:
         return None
+    if head_dim > planning.LARGEST:
+        return f"it runs heads of at most {planning.LARGEST} units, not of {head_dim}"
     device = device_of(torch.device("cuda", torch.cuda.current_device()))
     if all(planning.plans(head_dim, 1, 1, dtype.itemsize, device, backward) for backward in (False, True)):
         return None
-    return f"no cluster of programs holds a head of {head_dim} units on a GPU of compute capability " + (
-        ".".join(map(str, device.capability)))
+    return f"its {device.processors} multiprocessors of compute capability {'.'.join(map(str, device.capability))} " + (
+        f"cannot hold what a head of {head_dim} units needs at once")
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -76,15 +78,23 @@ def _address(value: Tensor | None) -> int:
     return 0 if value is None or value.numel() == 0 else value.data_ptr()
 
 
+def new_words(plan: planning.Plan, device: torch.device) -> Tensor | None:
+    """The memory through which the groups of a grid exchange what they compute; None for other plans.
+
+    Zeros, for every launch and every replay of a captured one: no word may have a tag of an earlier launch.
+    """
+    return torch.zeros(plan.groups, plan.words, dtype=torch.int64, device=device) if plan.words else None
+
+
 def call(backward: bool, cell: str, kind: str, plan: planning.Plan, device: torch.device, problem: Sequence[Any],
-         arrays: Sequence[Tensor | None], weight_t: Tensor | None = None) -> None:
+         arrays: Sequence[Tensor | None], words: Tensor | None, weight_t: Tensor | None = None) -> None:
     """Launch one kernel on the current stream of ``device``. In ``problem`` and ``arrays``, which are the structs of
-    csrc/params.h, tensors stand for addresses, and None for 0."""
+    csrc/params.h, tensors stand for addresses, and None for 0. ``words`` is what :func:`new_words` returns."""
     fields = tuple(_address(each) if each is None or isinstance(each, Tensor) else each for each in problem)
     addresses = tuple(map(_address, arrays))
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        arguments = cell, kind, plan[:4], plan.fields, device.index, stream, fields, addresses
+        arguments = cell, kind, plan.launch, plan.fields, device.index, stream, fields, addresses, _address(words)
         if backward:
             _cuda.backward(*arguments, _address(weight_t))
         else:
@@ -139,7 +149,8 @@ class _Problem:
         if B == 0 or heads * D == 0:
             return
         plan = choose_plan(D, heads, B, self.cell, self.kind, self.storage.itemsize, self.device, backward)
-        call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, weight_t)
+        words = new_words(plan, self.device)
+        call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, words, weight_t)
 
 
 def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,

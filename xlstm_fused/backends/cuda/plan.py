@@ -2,7 +2,8 @@
 
 A program has ``units`` units of one head and direction, a warp for each 8 of them, and a tile of sequences. Its part of
 R, ``4 * units * D`` numbers, decides: registers and shared memory of one program hold a small head, those of a cluster
-of up to 16 programs one four times and more as large; what does not fit is read from memory at every step.
+of up to 16 programs one four times and more as large, those of a grid, which is all of the device, the largest. What
+does not fit is read from memory at every step.
 """
 
 from typing import NamedTuple
@@ -13,11 +14,14 @@ TILE = 8
 CHUNK = 64
 """Bytes of the inner dimension that a warp loads at a time."""
 CLUSTERS = (2, 4, 8, 16)
-WARPS = {"alone": 16, "cluster": 8}
+WARPS = {"alone": 16, "cluster": 8, "grid": 8}
 """Most warps of a program; so many registers each thread can have."""
 REGISTERS = {("alone", 1, False): 1, ("alone", 1, True): 0, ("cluster", 1, False): 8, ("cluster", 2, False): 6,
-             ("cluster", 1, True): 5, ("cluster", 2, True): 3}
+             ("cluster", 1, True): 5, ("cluster", 2, True): 3, ("grid", 1, False): 7, ("grid", 1, True): 4}
 """Chunks of R in a thread's registers by exchange, tiles and pass: ``registers`` in csrc/cuda/kernels.cuh."""
+LARGEST = 2048
+"""Most units of a head. Of a larger one most of R would be read at every step, by few programs, and all of what they
+pass on as well: by our models a launch for every step, as in the triton backend, takes less time then."""
 WATCHDOG = 10_000_000_000
 """Nanoseconds that a program waits for another before the kernel fails: 10 s."""
 
@@ -40,6 +44,8 @@ class Plan(NamedTuple):
     """Tiles of 8 sequences of each program."""
     warps: int
     shared_bytes: int
+    groups: int
+    """Of programs with a full R each, which run at once and take heads and tiles in turn: exchange grid; else 1."""
     programs: int
     units: int
     chunks: int
@@ -49,13 +55,19 @@ class Plan(NamedTuple):
     partials: int
     fragments: int
     watchdog: int
+    words: int
     resident: bool
     """Whether all of R stays on chip; not a field of the struct."""
 
     @property
+    def launch(self) -> tuple[str | int, ...]:
+        """How to launch: what comes before ``programs``."""
+        return self[:5]
+
+    @property
     def fields(self) -> tuple[int, ...]:
         """What the kernels are given."""
-        return self[4:13]
+        return self[5:15]
 
 
 def _ceil(a: int, b: int) -> int:
@@ -72,29 +84,34 @@ def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, de
     """The plan with so many programs for a head of D units; None if it is impossible."""
     units = _ceil(_ceil(D, programs), 8) * 8
     warps = units // 8
-    if warps > WARPS[exchange]:
+    groups = device.processors // programs if exchange == "grid" else 1
+    if warps > WARPS[exchange] or groups == 0:
         return None
     if backward:
-        groups = _ceil(programs * units, 32)
+        blocks = _ceil(programs * units, 32)
         inner = _ceil(GATES * units * itemsize, CHUNK)
-        splits = min(max(1, warps // groups), inner)
+        splits = min(max(1, warps // blocks), inner)
         chunks = _ceil(inner, splits)
-        jobs = _ceil(groups * splits, warps)
+        jobs = _ceil(blocks * splits, warps)
         row_bytes = _row_bytes(splits * chunks * CHUNK)
         partials = CHUNK + tiles * TILE * row_bytes
-        fragments = partials + (1 if exchange == "alone" else 2) * programs * splits * tiles * units * TILE * 4
+        numbers = programs * splits * tiles * units * TILE
+        fragments = partials + {"alone": 1, "cluster": 2, "grid": 0}[exchange] * numbers * 4
+        words = 2 * numbers * programs
     else:
         splits, jobs, chunks = 1, 1, _ceil(D * itemsize, CHUNK)
         row_bytes = _row_bytes(max(chunks * CHUNK, programs * units * itemsize))
         partials, fragments = 0, CHUNK + 2 * tiles * TILE * row_bytes
+        words = 2 * tiles * TILE * programs * units * itemsize // 4
     wanted = jobs * chunks - min(REGISTERS[exchange, tiles, backward], chunks)
     # A thread's 16 bytes of each of four bands of 8 rows.
     chunk_bytes = warps * 32 * 4 * 16
     shared_chunks = min(wanted, (device.shared_limit - fragments) // chunk_bytes)
     if shared_chunks < 0:
         return None
-    return Plan(exchange, tiles, warps, fragments + shared_chunks * chunk_bytes, programs, units, chunks, splits,
-                shared_chunks, row_bytes, partials, fragments, WATCHDOG, shared_chunks == wanted)
+    return Plan(exchange, tiles, warps, fragments + shared_chunks * chunk_bytes, groups, programs, units, chunks,
+                splits, shared_chunks, row_bytes, partials, fragments, WATCHDOG, words if exchange == "grid" else 0,
+                shared_chunks == wanted)
 
 
 def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> list[Plan]:
@@ -102,9 +119,13 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
 
     Empty where the head is too large. Which of them the device has room for at the moment is asked of its driver.
     """
+    if D > LARGEST:
+        return []
     sizes = [("alone", 1)]
     if device.capability[0] in (9, 10):
         sizes += [("cluster", programs) for programs in CLUSTERS]
+    sizes += [("grid", programs) for programs in sorted({_ceil(D, 8 * warps) for warps in range(1, WARPS["grid"] + 1)})
+              if programs > 1]
     results: list[Plan] = []
     for exchange, programs in sizes:
         # Two tiles in a program take less time than two programs one after the other.
@@ -112,8 +133,14 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
         tiles = 2 if crowded and exchange == "cluster" else 1
         plan = plan_for(exchange, programs, tiles, D, itemsize, device, backward)
         if plan is not None:
-            results.append(plan)
-    # Few programs have few to wait for; but reading R at every step costs more, and less to each of many.
+            tasks = max(1, _ceil(B, TILE * tiles) * heads)
+            results.append(plan._replace(groups=min(plan.groups, tasks)))
+    # Few programs have few to wait for; but reading R at every step costs more, and less to each of many. What passes
+    # in a cluster takes less time than through global memory; but a cluster of 16 has few programs for so large an R,
+    # and few devices have room for many of them.
     resident = [each for each in results if each.resident]
-    streaming = [each for each in results if not each.resident]
-    return resident + streaming[::-1]
+    small = [each for each in resident if each.exchange != "grid" and each.programs <= 8]
+    grids = [each for each in resident if each.exchange == "grid"]
+    large = [each for each in resident if each not in small + grids]
+    streaming = sorted((each for each in results if not each.resident), key=lambda each: -each.programs)
+    return small + grids + large + streaming
