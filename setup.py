@@ -31,10 +31,12 @@ OPENMP = ("-fopenmp",)
 # The sources compiled once for each instruction set, and the flags of each set; the others are compiled once, for any
 # processor. Which set runs is decided when the library is loaded.
 PER_ISA = ("csrc/cpu/kernels.cpp",)
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c")
 ISA_FLAGS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+    "avx512": AVX512,
+    "avx512bf16": (*AVX512, "-mavx512bf16"),
 }
 # The GPUs that each exchange of csrc/cuda/plan.h is compiled for: Ampere and Ada, Hopper, Blackwell of data centres.
 # The PTX is that of the first of them, which saves much of the compiler's work for the others.

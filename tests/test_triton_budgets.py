@@ -5,21 +5,23 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 from gpu_without_gpu.kernels import TESTED, calls, needs, over_budget
 
-ids = [f"{case.target}-{str(case.dtype).removeprefix('torch.')}-{case.cell}-{case.D}" for case in TESTED]
+ids = ["-".join((case.target, str(case.dtype).removeprefix("torch."), case.cell, str(case.D), *(
+    name for name, there in (("resets", case.resets), (f"B{case.B}", case.B > 16), ("tf32", case.tf32)) if there)))
+    for case in TESTED]
 
 
 @pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
 @pytest.mark.parametrize("case", TESTED, ids=ids)
 def test_a_kernel_stays_within_the_device(case, backward):
-    assert over_budget(case, needs(case, backward)[2]) == []
+    assert over_budget(case, backward, needs(case, backward)[2]) == []
 
 
 @pytest.mark.parametrize("need, words", (({"shared": 1 << 20}, "shared memory"), ({"stack": 8}, "spills"),
-                                         ({"mma": 0}, "matrix instruction")))
+                                         ({"mma": 0}, "matrix instruction"), ({"tmem": 513}, "tensor memory")))
 def test_a_kernel_over_budget_shows(need, words):
-    fine = {"shared": 0, "registers": 0, "stack": 0, "mma": 1}
-    assert over_budget(TESTED[0], fine) == []
-    assert words in over_budget(TESTED[0], fine | need)[0]
+    fine = {"shared": 0, "tmem": 512, "registers": 0, "stack": 0, "mma": 1}
+    assert over_budget(TESTED[0], False, fine) == []
+    assert words in over_budget(TESTED[0], False, fine | need)[0]
 
 
 def test_steps_and_sequences_are_no_constants_of_a_kernel():

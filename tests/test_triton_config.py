@@ -31,6 +31,7 @@ def test_programs_cover_the_head_and_fit_the_device(device):
         assert plan.num_warps * device.warp_size <= 512
         if plan.resident:
             assert config.GATES * D * plan.BLOCK_U * itemsize < device.shared_limit
+            assert plan.slices == 1 or config.GATES * D * plan.BLOCK_U <= config.UNROLLED[itemsize]
         # Programs that wait for each other must all be resident: one for each multiprocessor always is.
         if plan.barrier:
             assert plan.slices * -(-B // plan.BLOCK_B) * heads <= device.processors
@@ -46,8 +47,16 @@ def test_the_batch_does_not_change_the_programs_of_a_head_that_fits_one(device):
 def test_the_matrix_stays_on_chip_as_long_as_it_fits():
     assert [config.plan(D, 1, 16, 2, H100, False)[1:6] for D in (64, 128, 256, 512, 1024, 2048)] == [
         (64, 64, 1, True, False), (128, 128, 1, True, False), (64, 128, 4, True, True), (32, 128, 16, True, True),
-        (16, 128, 64, True, True), (32, 128, 64, False, True)]
-    assert [config.plan(D, 1, 16, 4, H100, False).slices for D in (64, 128)] == [1, 2]
+        (16, 128, 64, True, True), (32, 64, 64, False, True)]
+    assert [config.plan(D, 1, 16, 2, H100, True)[1:6] for D in (64, 128, 256, 768, 1024)] == [
+        (64, 64, 1, True, False), (128, 128, 1, True, False), (64, 256, 4, True, True), (32, 256, 24, True, True),
+        (32, 64, 32, False, True)]
+
+
+def test_a_matrix_of_float32_streams_where_its_unrolled_product_takes_long_to_compile():
+    assert [config.plan(D, 1, 16, 4, H100, False)[3:6] for D in (64, 128, 256, 512)] == [
+        (1, True, False), (2, True, True), (8, True, True), (16, False, True)]
+    assert [config.plan(D, 1, 16, 4, H100, True)[3:6] for D in (64, 128)] == [(1, True, False), (4, False, True)]
 
 
 def test_a_grid_that_does_not_fit_runs_step_by_step():

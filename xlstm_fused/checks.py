@@ -149,13 +149,13 @@ def integers(name: str, value: Tensor | Sequence[int], device: torch.device) -> 
 
 
 def lengths(value: Tensor | Sequence[int], T: int, B: int, device: torch.device) -> Tensor:
-    """``lengths`` as an int64 (B,) tensor on ``device``, each in [0, T] where that can be read without a sync."""
+    """``lengths`` as an int64 (B,) tensor, each in [0, T] where that can be read without a sync."""
     value = integers("lengths", value, device)
     if value.shape[0] != B:
         raise ValueError(f"lengths: expected one length for each of {B} sequences, got {value.shape[0]}")
     if readable(value) and B and not (0 <= int(value.min()) and int(value.max()) <= T):
         raise ValueError(f"lengths: expected values between 0 and T = {T}, got {value.tolist()}")
-    return value.to(device)
+    return value
 
 
 def cu_seqlens(value: Tensor | Sequence[int], total: int, device: torch.device) -> Tensor:
@@ -169,7 +169,7 @@ def cu_seqlens(value: Tensor | Sequence[int], total: int, device: torch.device) 
                              f"got {int(value[0])} and {int(value[-1])}")
         if bool((value.diff() < 0).any()):
             raise ValueError(f"cu_seqlens: expected values that never decrease, got {value.tolist()}")
-    return value.to(device)
+    return value
 
 
 def batch_sizes(value: Tensor, rows: int) -> Tensor:

@@ -15,7 +15,8 @@ from . import checks
 from .rows import Rows
 
 # With ``lengths``, padding is left out of all work where it is more than this share of the rows, and can be told
-# without waiting for a device. Below, to copy the rest costs as much as it saves.
+# without waiting for a device: where lengths are on the CPU, wherever the data is. Below, to copy the rest costs as
+# much as it saves.
 _PADDING_WORTH_LEAVING = 0.1
 
 
@@ -53,7 +54,8 @@ class Layout:
             if data.dim() != 2:
                 raise ValueError(f"cu_seqlens: expected an input of 2 dimensions (rows, features), got {data.dim()}")
             cu_seqlens = checks.cu_seqlens(cu_seqlens, data.shape[0], data.device)
-            return cls(Rows.cumulative(cu_seqlens, data.shape[0]), {"rows": data.shape[0]})
+            longest = int(cu_seqlens.diff().max()) if checks.readable(cu_seqlens) else None
+            return cls(Rows.cumulative(cu_seqlens.to(data.device), data.shape[0], longest), {"rows": data.shape[0]})
         is_unbatched = data.dim() == 2
         if is_unbatched:
             (T, _), B, batch_first = data.shape, 1, False
@@ -68,8 +70,11 @@ class Layout:
             lengths = checks.lengths(lengths, T, B, data.device)
             if checks.readable(lengths) and 0 < int(lengths.sum()) <= (1 - _PADDING_WORTH_LEAVING) * T * B:
                 b, t = (torch.arange(T) < lengths.unsqueeze(1)).nonzero().unbind(1)
-                rows = Rows(T, B, len(b), 1, 0, batch_offset=lengths.cumsum(0) - lengths, length=lengths)
-                return cls(rows, time_shape, is_unbatched, index=b * T + t if batch_first else t * B + b)
+                batch_offset, index = lengths.cumsum(0) - lengths, b * T + t if batch_first else t * B + b
+                rows = Rows(int(lengths.max()), B, len(b), 1, 0, batch_offset=batch_offset.to(data.device),
+                            length=lengths.to(data.device))
+                return cls(rows, time_shape, is_unbatched, index=index.to(data.device))
+            lengths = lengths.to(data.device)
         return cls(Rows.dense(T, B, batch_first, lengths), time_shape, is_unbatched)
 
     def to_rows(self, data: Tensor | PackedSequence) -> Tensor:
@@ -93,7 +98,7 @@ class Layout:
         batch_first = next(iter(self.time_shape)) == "B"
         if not training or self.index is None and not batch_first:
             return F.dropout(values, p, training)
-        factor = F.dropout(values.new_ones(self.rows.T, self.rows.B, values.shape[-1]), p)
+        factor = F.dropout(values.new_ones(self.time_shape["T"], self.rows.B, values.shape[-1]), p)
         return values * self.select((factor.transpose(0, 1) if batch_first else factor).flatten(0, 1))
 
     def from_rows(self, values: Tensor) -> Tensor | PackedSequence:

@@ -56,13 +56,14 @@ class Rows:
         return cls(T, B, total, 0, 1, time_offset=time_offset.to(device), length=length.to(device))
 
     @classmethod
-    def cumulative(cls, cu_seqlens: Tensor, total: int) -> Rows:
+    def cumulative(cls, cu_seqlens: Tensor, total: int, longest: int | None = None) -> Rows:
         """Rows of a ``(total, ..)`` tensor of sequences laid end to end; ``cu_seqlens`` (B + 1,) starts with 0.
 
-        ``T`` is only an upper bound here: the longest length is not read back from the device.
+        Without ``longest``, the longest length, ``T`` is only an upper bound: nothing is read back from the device.
         """
         B = cu_seqlens.numel() - 1
-        return cls(total, B, total, 1, 0, batch_offset=cu_seqlens[:-1].contiguous(), length=cu_seqlens.diff())
+        T = total if longest is None else longest
+        return cls(T, B, total, 1, 0, batch_offset=cu_seqlens[:-1].contiguous(), length=cu_seqlens.diff())
 
     @property
     def is_full(self) -> bool:

@@ -22,10 +22,6 @@ using namespace xlstm_fused::cpu;
 
 namespace {
 
-const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype) {
-  return kernel_table(isa).kernels[cell_index(cell)][dtype_index(dtype)];
-}
-
 // (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
 using PlanArgument = std::optional<std::tuple<int64_t, int64_t, int64_t>>;
 

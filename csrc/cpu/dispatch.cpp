@@ -21,9 +21,15 @@ std::string lacks(Feature feature) {
   if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c)) {
     return "this processor or its operating system lacks avx2, fma or f16c";
   }
-  if (feature == kAvx512 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (feature >= kAvx512 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
     return "this processor or its operating system lacks avx512f, bw, dq or vl";
+  }
+  if (feature == kAvx512Bf16) {
+    // Compilers differ in whether they know it by name.
+    constexpr unsigned kBf16 = 1u << 5;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kBf16)) return "this processor lacks avx512_bf16";
   }
   return "";
 #else
@@ -39,6 +45,11 @@ Isa present(const char* name, const KernelTable& table) { return {name, lacks(ta
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
+#if defined(XLSTM_FUSED_HAVE_AVX512BF16)
+      present("avx512bf16", avx512bf16::kernels),
+#else
+      missing("avx512bf16"),
+#endif
 #if defined(XLSTM_FUSED_HAVE_AVX512)
       present("avx512", avx512::kernels),
 #else
@@ -54,14 +65,9 @@ const std::vector<Isa>& isas() {
   return all;
 }
 
-const KernelTable& kernel_table(const std::string& name) {
-  for (const Isa& isa : isas()) {
-    if (name == isa.name && !isa.refusal.empty()) throw std::invalid_argument("isa \"" + name + "\": " + isa.refusal);
-    if (isa.refusal.empty() && (name.empty() || name == isa.name)) return *isa.table;
-  }
-  throw std::invalid_argument("isa: expected \"\", \"avx512\", \"avx2\" or \"portable\", got \"" + name + "\"");
-}
+namespace {
 
+// Throw std::invalid_argument for unknown names.
 int cell_index(const std::string& name) {
   int index = 0;
 #define XLSTM_FUSED_MATCH(cell, Cell) \
@@ -78,6 +84,21 @@ int dtype_index(const std::string& name) {
     if (name == names[index]) return index;
   }
   throw std::invalid_argument("dtype: unknown name \"" + name + "\"");
+}
+
+}  // namespace
+
+const Kernel& find_kernel(const std::string& name, const std::string& cell, const std::string& dtype) {
+  const int row = cell_index(cell), column = dtype_index(dtype);
+  bool found = name.empty();
+  for (const Isa& isa : isas()) {
+    if (name == isa.name && !isa.refusal.empty()) throw std::invalid_argument("isa \"" + name + "\": " + isa.refusal);
+    found = found || name == isa.name;
+    if (!found || !isa.refusal.empty()) continue;
+    const Kernel& kernel = isa.table->kernels[row][column];
+    if (kernel.forward) return kernel;
+  }
+  throw std::invalid_argument("isa: expected \"\" or the name of an instruction set, got \"" + name + "\"");
 }
 
 }  // namespace xlstm_fused::cpu

@@ -17,11 +17,8 @@ struct Isa {
 // All ISAs, the best first.
 const std::vector<Isa>& isas();
 
-// The kernels of an ISA, of the best one for "". Throws std::invalid_argument if it is unknown or cannot run here.
-const KernelTable& kernel_table(const std::string& isa);
-
-// Throw std::invalid_argument for unknown names.
-int cell_index(const std::string& name);
-int dtype_index(const std::string& name);
+// The kernel of an ISA, of the best one for "", or of the next one that has its own. Throws std::invalid_argument for
+// unknown names, and for an ISA that cannot run here.
+const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype);
 
 }  // namespace xlstm_fused::cpu

@@ -52,9 +52,22 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
 
  private:
   void product(int64_t v, int64_t active, const E* h) {
-    if (job_.panels) return this->template multiply_panel<G>(v, p_.D, h, active);
+    if constexpr (has_pairs<Storage>) {
+      if (job_.form == kPairs) {
+        const Pair* x = reinterpret_cast<const Pair*>(h);
+        if (!job_.panels) return product_once(v, active, x);
+        const Pair* panel = static_cast<const Pair*>(job_.panels) + v * pairs(p_.D) * G * W;
+        return multiply<G>(panel, pairs(p_.D), x, size_.stride, active, sums_);
+      }
+    }
+    if (job_.panels) this->template multiply_panel<G>(v, p_.D, h, active);
+    else product_once(v, active, h);
+  }
+
+  template <class A>
+  void product_once(int64_t v, int64_t active, const A* h) {
     for (int64_t i = 0; i < active;) {
-      const E* x = h + i * size_.stride;
+      const A* x = h + i * size_.stride;
       E* sums = sums_ + i * G * W;
       if (active - i >= 4) {
         multiply_once<Storage, G, 4>(p_, job_.k, job_.n, v, x, size_.stride, sums);
@@ -120,6 +133,9 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
   XF_HD void keep(int64_t i, int64_t u, const V (&s)[S], const Storage* mask, E* next_h) {
     for (int j = Cell::kReadsH ? 0 : 1; j < S; ++j) s[j].store(in(carry_, i, u) + j * size_.plane);
     const V h = mask ? s[0] * load(mask + u, lanes(u)) : s[0];
+    if constexpr (has_pairs<Storage>) {
+      if (job_.form == kPairs) return store(reinterpret_cast<Storage*>(next_h + i * size_.stride) + u, h);
+    }
     h.store(next_h + i * size_.stride + u);
   }
 

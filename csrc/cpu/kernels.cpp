@@ -10,7 +10,9 @@
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+constexpr Feature kNeeds = kAvx512Bf16;
+#elif defined(__AVX512F__)
 constexpr Feature kNeeds = kAvx512;
 #elif defined(__AVX2__)
 constexpr Feature kNeeds = kAvx2;
@@ -20,19 +22,30 @@ constexpr Feature kNeeds = kAny;
 
 constexpr size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-template <class Storage, int G, class N>
-constexpr Packers packers() {
-  return {pack_fwd<Storage, G, N>, pack_bwd<Storage, G, N>};
+// Sets the packers of each form that a kernel of such a layer has a use for.
+template <class Storage, int G>
+constexpr void set_packers(Packers (&packers)[kForms]) {
+  packers[kWhole] = {pack_fwd<Storage, G, Compute<Storage>>, pack_bwd<Storage, G, Compute<Storage>>};
+  if constexpr (can_be_bfloat16<Storage>) {
+    packers[kHalves] = {pack_fwd<Storage, G, BFloat16>, pack_bwd<Storage, G, BFloat16>};
+  }
+  if constexpr (has_pairs<Storage>) packers[kPairs] = {pack_pairs_fwd<Storage, G>, nullptr};
 }
 
 template <class Cell, class Storage>
 constexpr Kernel kernel() {
-  using E = Compute<Storage>;
-  constexpr size_t cursor =
-      larger(sizeof(typename Forward<Cell, Storage, true>::Cursor), sizeof(typename Backward<Cell, Storage>::Cursor));
-  return {kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, packers<Storage, Cell::G, E>(),
-          packers<Storage, Cell::G, std::conditional_t<can_be_bfloat16<Storage>, BFloat16, E>>(),
-          recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
+  // An ISA whose only news are products of bfloat16 has kernels for that alone.
+  if constexpr (kNeeds == kAvx512Bf16 && !has_pairs<Storage>) {
+    return {};
+  } else {
+    using E = Compute<Storage>;
+    constexpr size_t cursor =
+        larger(sizeof(typename Forward<Cell, Storage, true>::Cursor), sizeof(typename Backward<Cell, Storage>::Cursor));
+    Kernel result{kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, {},
+                  recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
+    set_packers<Storage, Cell::G>(result.pack);
+    return result;
+  }
 }
 
 }  // namespace

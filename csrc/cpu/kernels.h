@@ -10,6 +10,10 @@
 
 namespace xlstm_fused::cpu {
 
+// How panels hold the matrix: in the compute type; in bfloat16, two vectors interleaved; in bfloat16, numbers of two
+// consecutive k side by side, which meet two of h in one instruction.
+enum Form { kWhole, kHalves, kPairs, kForms };
+
 // One thread's part of one job: the whole walk of some sequences through one head of one direction.
 struct Job {
   int64_t k, n;              // direction, head
@@ -20,7 +24,7 @@ struct Job {
   bool asks;           // whether this is the thread that made it
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
   const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
-  bool halves;         // whether the panels hold bfloat16, not numbers of the compute type
+  Form form;           // of the panels
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
 
@@ -55,7 +59,7 @@ XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, i
   return {stride, rows * stride, rows * vectors(D, lanes) * lanes};
 }
 
-// They write panels of the compute type, or of bfloat16.
+// Those that write panels of one form; nullptr where a kernel has no use for it.
 struct Packers {
   void (*fwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
   void (*bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
@@ -65,12 +69,12 @@ struct Kernel {
   int64_t lanes, element_size, gates, states;
   size_t cursor_bytes;  // per row, the larger of forward's and backward's
   bool (*is_bfloat16)(const Problem&, int64_t gates);  // whether the matrix is the same in bfloat16
-  Packers pack, pack_halves;
+  Packers pack[kForms];
   void (*forward)(const ForwardParams&, const Job&);
   void (*backward)(const BackwardParams&, const Job&);
 };
 
-enum Feature { kAny, kAvx2, kAvx512 };
+enum Feature { kAny, kAvx2, kAvx512, kAvx512Bf16 };
 enum Dtype { kFloat32, kFloat64, kBFloat16, kFloat16, kDtypes };
 
 #define XLSTM_FUSED_COUNT(name, Cell) +1
@@ -79,7 +83,7 @@ constexpr int kCells = 0 XLSTM_FUSED_CELLS(XLSTM_FUSED_COUNT);
 
 struct KernelTable {
   Feature needs;
-  Kernel kernels[kCells][kDtypes];
+  Kernel kernels[kCells][kDtypes];  // without functions where those of the next ISA are as good
 };
 
 namespace portable {
@@ -89,6 +93,9 @@ namespace avx2 {
 extern const KernelTable kernels;
 }
 namespace avx512 {
+extern const KernelTable kernels;
+}
+namespace avx512bf16 {
 extern const KernelTable kernels;
 }
 

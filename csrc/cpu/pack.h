@@ -103,10 +103,36 @@ void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end
   }
 }
 
+// The numbers of two vectors, all bfloat16, as pairs.
+template <int W>
+XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
+  return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
+}
+
+// The same with panels [ceil(D_in / 2)][G][W] of pairs; load_square fills up an odd last one by zeros.
+template <class Storage, int G>
+void pack_pairs_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  constexpr int W = kLanes<Compute<Storage>>;
+  const int64_t D = p.D;
+  for (int64_t v = begin; v < end; ++v) {
+    float* panel = static_cast<float*>(panels) + v * pairs(D) * G * W;
+    const int rows = int(D - v * W < W ? D - v * W : W);
+    for (int64_t in = 0; in < D; in += W) {
+      const int columns = int(D - in < W ? D - in : W);
+      for (int g = 0; g < G; ++g) {
+        VecOf<Storage> x[W];
+        load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
+        transpose(x, std::make_integer_sequence<int, W>());
+        for (int i = 0; i < columns; i += 2) side_by_side(x[i], x[i + 1]).store(panel + ((in + i) / 2 * G + g) * W);
+      }
+    }
+  }
+}
+
 // Sums[rows][G][W] = h[rows][D_in] times the vector v of units of every gate, without a packed panel: what a matrix is
 // worth that is used once. The same sums, in the same order, as multiply() forms of the panel.
-template <class Storage, int G, int MB, class E>
-void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* h, int64_t ldh, E* sums) {
+template <class Storage, int G, int MB, class A, class E>
+void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h, int64_t ldh, E* sums) {
   constexpr int W = kLanes<E>;
   const int64_t D = p.D;
   const int units = int(D - v * W < W ? D - v * W : W);
@@ -118,8 +144,15 @@ void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* h
       VecOf<Storage> x[W];
       load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, units, columns, x);
       transpose(x, std::make_integer_sequence<int, W>());
-      for (int j = 0; j < columns; ++j) {
-        for (int i = 0; i < MB; ++i) acc[i] = fma(VecOf<Storage>(h[i * ldh + in + j]), x[j], acc[i]);
+      if constexpr (std::is_same_v<A, Pair>) {
+        for (int j = 0; j < columns; j += 2) {
+          const VecOf<Storage> both = side_by_side(x[j], x[j + 1]);
+          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(h[i * ldh + (in + j) / 2], both, acc[i]);
+        }
+      } else {
+        for (int j = 0; j < columns; ++j) {
+          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(h[i * ldh + in + j], x[j], acc[i]);
+        }
       }
     }
     for (int i = 0; i < MB; ++i) acc[i].store(sums + (i * G + g) * W);

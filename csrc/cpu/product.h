@@ -10,7 +10,9 @@ namespace {
 // step each, whatever the tile: so neither the number of rows nor the split of the work among threads changes a result.
 //
 // A panel of a matrix whose numbers all are bfloat16 may hold them as such, half the bytes for the same sums. Of two
-// vectors the lanes then alternate: a word holds one number of each, and widens to either by one instruction.
+// vectors the lanes then alternate: a word holds one number of each, and widens to either by one instruction. Or a word
+// holds the numbers of two consecutive k, k counts such pairs, and so do the rows: each step is then two fused ones,
+// the odd number first.
 
 constexpr bool kManyRegisters = XLSTM_FUSED_VECTOR_BYTES == 64;
 
@@ -34,9 +36,29 @@ XF_HD void load_row(const BFloat16* p, Vec<float, W> (&r)[NV]) {
   if constexpr (NV % 2 == 1) r[NV - 1] = load(p + (NV - 1) * W);
 }
 
+template <int NV, int W>
+XF_HD void load_row(const Pair* p, Vec<float, W> (&r)[NV]) {
+  for (int v = 0; v < NV; ++v) __builtin_memcpy(&r[v].raw, p + v * W, sizeof r[v].raw);
+}
+
+template <class E, int W>
+XF_HD Vec<E, W> multiply_add(E x, Vec<E, W> r, Vec<E, W> sum) {
+  return fma(Vec<E, W>(x), r, sum);
+}
+
+#if defined(__AVX512BF16__)
+XF_HD Vec<float, 16> multiply_add(Pair x, Vec<float, 16> r, Vec<float, 16> sum) {
+  float word;
+  __builtin_memcpy(&word, &x, sizeof word);
+  const Vec<float, 16>::Raw both = (Vec<float, 16>::Raw)_mm512_set1_ps(word);
+  sum.raw = (Vec<float, 16>::Raw)_mm512_dpbf16_ps((__m512)sum.raw, (__m512bh)both, (__m512bh)r.raw);
+  return sum;
+}
+#endif
+
 // c[MB][NP][W] (+)= a[MB][K] panel[K][NP][W] for the first NV vectors of the panel.
-template <int MB, int NV, int NP, class N, class E>
-void tile(const N* __restrict panel, int64_t K, const E* __restrict a, int64_t lda, E* __restrict c, bool first) {
+template <int MB, int NV, int NP, class N, class A, class E>
+void tile(const N* __restrict panel, int64_t K, const A* __restrict a, int64_t lda, E* __restrict c, bool first) {
   constexpr int W = kLanes<E>;
   using V = Vec<E, W>;
   V acc[MB][NV];
@@ -49,8 +71,8 @@ void tile(const N* __restrict panel, int64_t K, const E* __restrict a, int64_t l
     V r[NV];
     load_row(panel + k * NP * W, r);
     for (int i = 0; i < MB; ++i) {
-      const V x(a[i * lda + k]);
-      for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, r[v], acc[i][v]);
+      const A x = a[i * lda + k];
+      for (int v = 0; v < NV; ++v) acc[i][v] = multiply_add(x, r[v], acc[i][v]);
     }
   }
   for (int i = 0; i < MB; ++i) {
@@ -58,8 +80,8 @@ void tile(const N* __restrict panel, int64_t K, const E* __restrict a, int64_t l
   }
 }
 
-template <int NV, int NP, class N, class E>
-void rows_tile(int64_t rows, const N* panel, int64_t K, const E* a, int64_t lda, E* c, bool first) {
+template <int NV, int NP, class N, class A, class E>
+void rows_tile(int64_t rows, const N* panel, int64_t K, const A* a, int64_t lda, E* c, bool first) {
   switch (rows) {
     case 1: return tile<1, NV, NP>(panel, K, a, lda, c, first);
     case 2: return tile<2, NV, NP>(panel, K, a, lda, c, first);
@@ -74,8 +96,8 @@ void rows_tile(int64_t rows, const N* panel, int64_t K, const E* a, int64_t lda,
 constexpr int64_t max_rows(int NV) { return kManyRegisters || NV < 3 ? 6 : NV == 3 ? 4 : 3; }
 
 // c[rows][NP][W] = a[rows][K] panel[K][NP][W]
-template <int NP, class N, class E>
-void multiply(const N* panel, int64_t K, const E* a, int64_t lda, int64_t rows, E* c) {
+template <int NP, class N, class A, class E>
+void multiply(const N* panel, int64_t K, const A* a, int64_t lda, int64_t rows, E* c) {
   constexpr int W = kLanes<E>;
   // Where registers are few, many rows by half a panel load less than few rows by all of it.
   const bool halves = NP == 4 && !kManyRegisters && rows > max_rows(NP);
@@ -87,7 +109,7 @@ void multiply(const N* panel, int64_t K, const E* a, int64_t lda, int64_t rows, 
     const N* part = panel + k * NP * W;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = rows * block / blocks, size = rows * (block + 1) / blocks - row;
-      const E* x = a + row * lda + k;
+      const A* x = a + row * lda + k;
       E* sums = c + row * NP * W;
       if (halves) {
         constexpr int half = NP == 4 ? 2 : NP;

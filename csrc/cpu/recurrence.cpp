@@ -48,10 +48,10 @@ std::vector<int64_t> tile_sequences(const Rows& rows, int64_t tiles) {
 
 // What the passes differ in, for the driver.
 struct Pass {
-  void (*pack)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: the matrix is used unpacked
-  void (*pack_halves)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);
   int64_t columns;  // of the rows that meet the packed matrix
   int64_t planes;   // arrays of the states' size
+  bool once;        // whether the matrix is used unpacked
+  void (*pack[kForms])(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: not in that form
 };
 
 // One call. run() is executed by every thread of the plan.
@@ -72,9 +72,10 @@ class Call {
     const int64_t element = kernel_.element_size;
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
-    // To widen them costs instructions, which pay where few rows share what is read.
-    halves_ = pass_.pack && p_.rows.T > 1 && tile_rows <= kFewRows && kernel_.is_bfloat16(p_, kernel_.gates);
-    panel_bytes_ = pass_.pack ? align(vectors_ * kernel_.lanes * p_.D * kernel_.gates * (halves_ ? 2 : element)) : 0;
+    form_ = choose_form(tile_rows);
+    pack_ = pass_.once ? nullptr : pass_.pack[form_];
+    // Pairs of an odd D have one number more.
+    panel_bytes_ = pack_ ? align(vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? element : 2)) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
@@ -92,7 +93,7 @@ class Call {
 
   // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
   void pack(int64_t thread) {
-    if (!pass_.pack) return;
+    if (!pack_) return;
     int64_t turn = 0;
     for (int64_t head = 0; head < p_.K * p_.N; ++head) {
       for (int64_t member = 0; member < plan_.team; ++member) {
@@ -100,7 +101,7 @@ class Call {
         for (int64_t v = range.begin; v < range.end; v += kGroup, ++turn) {
           if (turn % plan_.threads != thread) continue;
           const int64_t end = std::min(range.end, v + kGroup);
-          (halves_ ? pass_.pack_halves : pass_.pack)(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+          pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
         }
       }
     }
@@ -117,6 +118,14 @@ class Call {
   }
 
  private:
+  Form choose_form(int64_t tile_rows) const {
+    // A mask would make h something that is not bfloat16.
+    if (pass_.pack[kPairs] && !p_.h_mask) return kPairs;
+    // To widen halves costs instructions, which pay where few rows share what is read.
+    const bool few = pass_.pack[kHalves] && p_.rows.T > 1 && tile_rows <= kFewRows;
+    return few && kernel_.is_bfloat16(p_, kernel_.gates) ? kHalves : kWhole;
+  }
+
   void run_jobs(int64_t thread) {
     const int64_t jobs = p_.K * p_.N * plan_.tiles;
     if (plan_.team == 1) {
@@ -139,7 +148,7 @@ class Call {
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
-                  plan_.team > 1 ? barriers_ + team : nullptr, pass_.pack ? panels_ + head * panel_bytes_ : nullptr, halves_,
+                  plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
                   shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
   }
 
@@ -152,7 +161,8 @@ class Call {
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
   void* memory_ = nullptr;
-  bool halves_ = false;  // whether the panels hold bfloat16
+  Form form_ = kWhole;
+  void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;
   char* shared_ = nullptr;
@@ -221,8 +231,9 @@ bool recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Pla
   // Packing costs about as much as a step of a few rows.
   const bool once = shape.T <= 1 && shape.B <= 8;
   Stop stop(asked, look_every(shape, plan));
-  Call<ForwardParams> call(params, kernel, {once ? nullptr : kernel.pack.fwd, kernel.pack_halves.fwd, params.D, kernel.states},
-                           kernel.forward, stop);
+  Pass pass{params.D, kernel.states, once, {}};
+  for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].fwd;
+  Call<ForwardParams> call(params, kernel, pass, kernel.forward, stop);
   execute(call, shape, plan);
   return stop.requested();
 }
@@ -231,8 +242,9 @@ bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Pl
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   Stop stop(asked, look_every(shape, plan));
-  Call<BackwardParams> call(params, kernel, {kernel.pack.bwd, kernel.pack_halves.bwd, kernel.gates * params.D, 2 * kernel.states},
-                            kernel.backward, stop);
+  Pass pass{kernel.gates * params.D, 2 * kernel.states, false, {}};
+  for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].bwd;
+  Call<BackwardParams> call(params, kernel, pass, kernel.backward, stop);
   execute(call, shape, plan);
   return stop.requested();
 }

@@ -94,7 +94,7 @@ class Pass {
   void multiply_panel(int64_t v, int64_t columns, const E* x, int64_t rows) const {
     const int64_t index = v * p_.D * G * W;
     if constexpr (can_be_bfloat16<Storage>) {
-      if (job_.halves) {
+      if (job_.form == kHalves) {
         return multiply<NP>(static_cast<const BFloat16*>(job_.panels) + index, columns, x, size_.stride, rows, sums_);
       }
     }

@@ -24,6 +24,22 @@ using Compute = typename ComputeOf<Storage>::Type;
 template <class Storage>
 inline constexpr bool can_be_bfloat16 = std::is_same_v<Storage, float> || std::is_same_v<Storage, BFloat16>;
 
+// Whether products of h and the matrix may be of bfloat16 by the ISA's own instruction.
+#if defined(__AVX512BF16__)
+template <class Storage>
+inline constexpr bool has_pairs = std::is_same_v<Storage, BFloat16>;
+#else
+template <class Storage>
+inline constexpr bool has_pairs = false;
+#endif
+
+// What such a product takes at a time: the numbers of k and k + 1.
+struct Pair {
+  BFloat16 numbers[2];
+};
+
+XF_HD int64_t pairs(int64_t D) { return (D + 1) / 2; }
+
 template <class Storage>
 using VecOf = Vec<Compute<Storage>, kLanes<Compute<Storage>>>;
 

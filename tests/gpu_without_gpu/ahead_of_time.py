@@ -2,6 +2,7 @@
 
 import functools
 import re
+import resource
 import subprocess
 import tempfile
 import warnings
@@ -56,9 +57,16 @@ def _compiled(kernel, types, constants, target, options):
         return compile(source, target=TARGETS[target][0], options=dict(options))
 
 
+def cpu_seconds():
+    """CPU time of this process so far, and of the assemblers that it has run."""
+    return sum(usage.ru_utime + usage.ru_stime
+               for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
 def resources(binary):
-    """What a compiled kernel takes: bytes of shared memory, registers, bytes of stack (spills), matrix instructions."""
-    needs = {"shared": binary.metadata.shared}
+    """What a compiled kernel takes: bytes of shared memory, columns of tensor memory, registers, bytes of stack
+    (spills), matrix instructions."""
+    needs = {"shared": binary.metadata.shared, "tmem": getattr(binary.metadata, "tmem_size", 0)}
     if "cubin" not in binary.asm:
         text = binary.asm["amdgcn"]
         number = {key: int(re.search(rf"\.{key}:?\s+(\d+)", text)[1])

@@ -8,8 +8,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from triton import knobs
 
-from gpu_without_gpu.ahead_of_time import TARGETS, compiled, resources
+from gpu_without_gpu.ahead_of_time import TARGETS, compiled, cpu_seconds, resources
 from xlstm_fused.backends.triton import config, launch
 from xlstm_fused.rows import Rows
 
@@ -26,32 +27,49 @@ class Case(NamedTuple):
     tf32: bool = False
 
 
-bf16, fp32 = torch.bfloat16, torch.float32
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 TESTED = (
-    *(Case("sm_90", bf16, "slstm", D) for D in (64, 128, 512)), Case("sm_90", fp32, "lstm", 64),
-    Case("sm_80", bf16, "slstm", 128), Case("sm_100", bf16, "slstm", 128), Case("sm_120", bf16, "slstm", 128),
-    Case("gfx942", bf16, "slstm", 64),
+    # Every branch of config.plan, on the device that has most: one program, kept and streamed matrices, one launch per
+    # step, more sequences per program, and a D that is no power of two.
+    *(Case("sm_90", bf16, "slstm", D) for D in (64, 128, 256, 512, 768, 1024, 2048)),
+    Case("sm_90", bf16, "slstm", 512, B=256), Case("sm_90", bf16, "slstm", 1024, B=128),
+    Case("sm_90", bf16, "slstm", 2048, B=512), Case("sm_90", fp16, "slstm", 300),
+    *(Case("sm_90", bf16, "slstm", D, resets=True) for D in (64, 128, 512, 1024)),
+    *(Case("sm_90", bf16, "gru", D, resets=True) for D in (128, 512)), Case("sm_90", fp16, "lstm", 128, resets=True),
+    *(Case("sm_90", fp32, "slstm", D) for D in (64, 128, 512)), Case("sm_90", fp32, "gru", 64),
+    Case("sm_90", fp32, "lstm", 200, resets=True), *(Case("sm_90", fp32, "slstm", D, tf32=True) for D in (64, 512)),
+    # What other devices make of it.
+    *(Case(target, bf16, "slstm", 128) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
+    *(Case(target, fp32, "gru", 64) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
+    Case("sm_80", bf16, "lstm", 512, resets=True), Case("sm_100", fp16, "gru", 512),
+    Case("sm_120", fp16, "lstm", 512, resets=True), Case("gfx942", bf16, "slstm", 64, resets=True),
+    Case("gfx942", fp16, "lstm", 512),
 )
 """What the tests compile; the rest is for ``make kernels``, which takes minutes."""
 CASES = TESTED + (
-    *(Case("sm_90", bf16, "slstm", D) for D in (32, 256, 768, 1024, 2048)), Case("sm_90", bf16, "slstm", 1024, B=64),
-    *(Case("sm_90", bf16, "lstm", D) for D in (64, 128, 512)), Case("sm_90", torch.float16, "slstm", 128),
-    *(Case("sm_90", bf16, "slstm", D, resets=True) for D in (64, 128, 512)),
-    *(Case("sm_90", fp32, cell, D) for cell, D in (("slstm", 64), ("lstm", 128), ("slstm", 512), ("lstm", 1024))),
-    Case("sm_80", bf16, "slstm", 512), Case("sm_80", fp32, "slstm", 64),
-    Case("sm_100", bf16, "slstm", 512), Case("sm_100", fp32, "lstm", 64),
-    Case("sm_120", bf16, "slstm", 512), Case("sm_120", fp32, "slstm", 64),
-    Case("gfx942", bf16, "slstm", 256), Case("gfx942", fp32, "slstm", 32),
-    *(Case("sm_90", fp32, "slstm", D, tf32=True) for D in (32, 64, 128, 512)),
+    Case("sm_90", bf16, "slstm", 32), *(Case("sm_90", bf16, "lstm", D) for D in (64, 128, 512)),
+    *(Case("sm_90", bf16, "slstm", D, resets=True) for D in (256, 768, 2048)),
+    Case("sm_90", bf16, "slstm", 512, resets=True, B=256), Case("sm_90", fp16, "slstm", 300, resets=True),
+    Case("sm_90", fp32, "lstm", 64), Case("sm_90", fp32, "lstm", 1024),
+    *(Case("sm_90", fp32, "slstm", D, resets=True) for D in (64, 128, 512)), Case("sm_90", fp32, "gru", 512),
+    *(Case(target, bf16, "slstm", 512, resets=True) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
+    *(Case(target, fp32, "slstm", 64) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
+    *(Case("sm_90", fp32, "slstm", D, tf32=True) for D in (32, 128)),
     *(Case(target, fp32, "slstm", 64, tf32=True) for target in ("sm_80", "sm_100", "sm_120")),
 )
 
-STACK = 64
-"""Bytes of spilled registers that a kernel may have at most; none up to D = 64."""
+TMEM_COLUMNS = 512
+"""Of the tensor memory of a Blackwell multiprocessor."""
 KNOWN_SPILLS = {
-    # 64 sequences in tiles of 32, so that the programs of all of them are resident together.
-    Case("sm_90", bf16, "slstm", 1024, B=64): 128,
+    (Case("sm_90", bf16, "slstm", 128), False): 40, (Case("sm_100", bf16, "slstm", 128), False): 40,
+    (Case("sm_80", bf16, "slstm", 128), False): 16, (Case("sm_90", fp16, "lstm", 128, resets=True), False): 8,
+    (Case("sm_90", bf16, "slstm", 128, resets=True), False): 48,
+    (Case("sm_90", bf16, "slstm", 128, resets=True), True): 56,
+    (Case("sm_90", bf16, "slstm", 1024, resets=True), True): 8, (Case("sm_90", fp16, "slstm", 300), False): 32,
+    (Case("sm_90", fp32, "gru", 64), False): 8, (Case("sm_100", fp32, "gru", 64), False): 16,
+    (Case("sm_100", fp16, "gru", 512), True): 16,
 }
+"""``(case, backward)`` -> bytes of spilled registers, where a kernel has any."""
 
 
 FORWARD, BACKWARD = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel
@@ -94,24 +112,29 @@ def calls(case):
 
 
 def needs(case, backward):
-    """``(arguments, options, resources)`` of one pass."""
+    """``(arguments, options, resources)`` of one pass, with the seconds of CPU time that it took to compile."""
     kernel, arguments, options = calls(case)[backward]
-    return arguments, options, resources(compiled(kernel, arguments, case.target, **options))
+    start = cpu_seconds()
+    binary = compiled(kernel, arguments, case.target, **options)
+    return arguments, options, {"seconds": cpu_seconds() - start} | resources(binary)
 
 
-def over_budget(case, need):
+def over_budget(case, backward, need):
     """What a GPU would refuse or regret, in words."""
     limit = TARGETS[case.target][1].shared_limit
-    stack = KNOWN_SPILLS.get(case, 0 if case.D <= 64 else STACK)
+    stack = KNOWN_SPILLS.get((case, backward), 0)
     return [words for words, wrong in (
         (f"{need['shared']} bytes of shared memory, {limit} are there", need["shared"] > limit),
+        (f"{need['tmem']} columns of tensor memory, {TMEM_COLUMNS} are there", need["tmem"] > TMEM_COLUMNS),
         (f"{need['stack']} bytes of spills, {stack} are allowed", need["stack"] > stack),
         ("no matrix instruction", (case.dtype != fp32 or case.tf32) and need["mma"] == 0)) if wrong]
 
 
 def main():
+    # Not from Triton's cache, so that the seconds are those of a first call.
+    knobs.compilation.always_compile = True
     print(f"{'target':7} {'dtype':8} {'cell':5} {'D':>4} {'B':>3} resets pass {'tile':>7} slices warps "
-          f"{'shared':>7} {'of':>7} registers stack mma")
+          f"{'shared':>7} {'of':>7} registers stack mma tmem {'CPU s':>5}")
     failures = []
     for case in CASES:
         for backward in (False, True):
@@ -121,8 +144,9 @@ def main():
                     f"{'yes' if case.resets else 'no':>6} {'bwd' if backward else 'fwd':>4}")
             print(f"{name} {arguments['BLOCK_B']:>3}x{arguments['BLOCK_U']:<3} {arguments['slices']:>6} "
                   f"{options['num_warps']:>5} {need['shared']:>7} {TARGETS[case.target][1].shared_limit:>7} "
-                  f"{need['registers']:>9} {need['stack']:>5} {need['mma']:>3}", flush=True)
-            failures += [f"{' '.join(name.split())}: {words}" for words in over_budget(case, need)]
+                  f"{need['registers']:>9} {need['stack']:>5} {need['mma']:>3} {need['tmem']:>4} "
+                  f"{need['seconds']:>5.1f}", flush=True)
+            failures += [f"{' '.join(name.split())}: {words}" for words in over_budget(case, backward, need)]
     sys.exit("\n".join(failures) or None)
 
 

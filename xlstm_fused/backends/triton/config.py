@@ -36,33 +36,39 @@ class Plan(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """What is best for a pass in a dtype, sizes apart."""
+    """What is best for a pass in a dtype, sizes apart. Warps are of 32 threads."""
 
     alone: dict[int, int]
-    """Padded D -> warps of 32 threads, where one program may have a head: a wider state has no room in registers."""
-    chunk: int
-    """BLOCK_K of programs that share a head."""
-    resident: tuple[tuple[int, int], ...]
-    """``(BLOCK_U, warps of 32 threads)`` of programs that share a head and keep the matrix, the best first."""
-    streamed: tuple[tuple[int, int], ...]
+    """Padded D -> warps, where one program may have a head: a wider state has no room in registers."""
+    resident: tuple[tuple[int, int, int], ...]
+    """``(BLOCK_U, BLOCK_K, warps)`` of programs that share a head and keep the matrix, the best first."""
+    streamed: tuple[tuple[int, int, int], ...]
     """The same where it streams: read at every step by each tile of the batch, first for few and wide programs."""
 
 
 TILES = {
-    (2, False): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
-    (2, True): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, 128, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
-    (4, False): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 8), (16, 8)), ((32, 8), (16, 8))),
-    (4, True): Tiles({16: 4, 32: 4, 64: 16}, 32, ((64, 8), (32, 4), (16, 4)), ((32, 4), (16, 4))),
+    (2, False): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, ((64, 128, 8), (32, 128, 8), (16, 128, 8)),
+                      ((32, 64, 8), (16, 64, 8))),
+    (2, True): Tiles({16: 4, 32: 4, 64: 8, 128: 8}, ((64, 256, 8), (32, 256, 8)), ((32, 64, 8), (16, 64, 4))),
+    (4, False): Tiles({16: 4, 32: 4, 64: 16}, ((64, 32, 8), (32, 32, 8)), ((32, 32, 8), (16, 32, 8))),
+    (4, True): Tiles({16: 4, 32: 4, 64: 16}, (), ((32, 32, 8), (16, 32, 8))),
 }
 """By itemsize and whether it is the backward pass: its product has a column per unit, the forward's GATES of them.
 
-Chosen by what compiled kernels need (shared memory, registers, spills: ``make kernels``). No GPU has timed them yet.
+Chosen by what compiled kernels need (shared memory, registers, spills, seconds to compile: ``make kernels``). No GPU
+has timed them yet.
 """
 
+UNROLLED = {2: 98304, 4: 32768}
+"""Itemsize -> most elements of the matrix that a program that shares a head keeps: code and the time to compile it grow
+with them. Products of float32 are scalar."""
 BLOCK_B = (16, 32, 64)
-"""Sequences of a program. More than the first only for programs that share a head, so that all are resident."""
+"""Sequences of a program. More than the first only for programs that share a head and read the matrix at every step, so
+that all are resident: beside a matrix that they keep there are no registers for more."""
 TILE = 1024
 """Most sequences times units of a program that shares a head."""
+STAGES = 3
+"""Tiles of the matrix on the way from the caches at a time, where it streams."""
 GATES = 4
 RESERVE = 24 << 10
 """Bytes of shared memory that tiles of h and of the gates change layout in, at most."""
@@ -73,6 +79,17 @@ def fits(rows: int, units: int, itemsize: int, device: Device) -> bool:
     return GATES * rows * units * itemsize + RESERVE <= device.shared_limit
 
 
+def padded(size: int) -> int:
+    """The side of a tile of ``size`` numbers: a power of two, as many as a matrix instruction takes at least."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def keeps(D: int, units: int, chunk: int, itemsize: int, device: Device) -> bool:
+    """Whether programs of ``units`` units, several of which share a head, keep their parts of the matrix."""
+    rows = -(-D // chunk) * chunk
+    return units < D and GATES * rows * units <= UNROLLED[itemsize] and fits(rows, units, itemsize, device)
+
+
 def warps(count: int, device: Device) -> int:
     """``count`` warps of 32 threads in those of the device."""
     return max(1, count * 32 // device.warp_size)
@@ -81,17 +98,17 @@ def warps(count: int, device: Device) -> int:
 def plan(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> Plan:
     """The tiles of a recurrence with ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences."""
     tiles = TILES[itemsize, backward]
-    padded = max(16, 1 << (D - 1).bit_length())
-    if padded in tiles.alone and fits(padded, padded, itemsize, device):
-        return Plan(BLOCK_B[0], padded, padded, 1, True, False, warps(tiles.alone[padded], device), 1)
-    rows = -(-D // tiles.chunk) * tiles.chunk
-    choices = [(*each, True) for each in tiles.resident if each[0] < padded and fits(rows, each[0], itemsize, device)]
-    choices += [(*each, False) for each in tiles.streamed]
-    for units, count, resident in choices:
-        for block_b in BLOCK_B:
+    side = padded(D)
+    if side in tiles.alone and fits(side, side, itemsize, device):
+        return Plan(BLOCK_B[0], side, side, 1, True, False, warps(tiles.alone[side], device), 1)
+    choices = [(units, min(chunk, side), count, True) for units, chunk, count in tiles.resident
+               if keeps(D, units, min(chunk, side), itemsize, device)]
+    choices += [(units, min(chunk, side), count, False) for units, chunk, count in tiles.streamed]
+    for units, chunk, count, resident in choices:
+        for block_b in BLOCK_B[:1] if resident else BLOCK_B:
             slices = -(-D // units)
             if block_b * units <= TILE and slices * -(-B // block_b) * heads <= device.processors:
-                return Plan(block_b, units, tiles.chunk, slices, resident, True, warps(count, device),
-                            1 if resident else 3)
-    units, count, _ = choices[0]
-    return Plan(BLOCK_B[0], units, tiles.chunk, -(-D // units), False, False, warps(count, device), 3)
+                return Plan(block_b, units, chunk, slices, resident, True, warps(count, device),
+                            1 if resident else STAGES)
+    units, chunk, count, _ = choices[-len(tiles.streamed)]
+    return Plan(BLOCK_B[0], units, chunk, -(-D // units), False, False, warps(count, device), STAGES)
