@@ -24,7 +24,7 @@ PAIRS = 128
 """8-byte parts of h that each warp of a grid's program fetches from the others' before it may use any."""
 LARGEST = 2048
 """Most units of a head. Of a larger one most of R would be read at every step, by few programs, and all of what they
-pass on as well: by our models a launch for every step, as in the triton backend, takes less time then."""
+pass on as well: by our models a launch for every step, as the triton backend has, takes less time then."""
 WATCHDOG = 10_000_000_000
 """Nanoseconds that a program waits for another before the kernel fails: 10 s."""
 
