@@ -111,14 +111,15 @@ def test_layouts_and_heads(exchange, rows, N, K, reverse):
     check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), exchange, 2)
 
 
-def test_tf32_is_as_good_as_its_digits():
+@pytest.mark.parametrize("exchange", ("cluster", "grid"))
+def test_tf32_is_as_good_as_its_digits(exchange):
     """Where the user allows it: ten bits of the factors, so errors of 1e-3 and not of 1e-6."""
     problem = small("lstm", 20, FP32)
     expected = problem.to(torch.float64).run(through_autograd)
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        *results, emulator = run(problem, "cluster", 2)
+        *results, emulator = run(problem, exchange, 2)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     assert {kind for _, kind, _ in emulator.launches} == {"tf32"}
@@ -138,9 +139,10 @@ def test_what_does_not_fit_on_chip_is_read_at_every_step():
     assert not forward.resident and not backward.resident
 
 
-def test_bitwise_the_same_in_every_order_of_programs():
+@pytest.mark.parametrize("exchange", ("cluster", "grid"))
+def test_bitwise_the_same_in_every_order_of_programs(exchange):
     problem = small("lstm", 20, BF16)
-    first, second = (run(problem, "cluster", 2, schedule="random", seed=seed) for seed in (1, 2))
+    first, second = (run(problem, exchange, 2, schedule="random", seed=seed) for seed in (1, 2))
     for a, b in zip(first[:2], second[:2]):
         assert all(torch.equal(value, b[name]) for name, value in a.items())
 
