@@ -86,6 +86,9 @@ STEP = shapes((1, 1, 128, 128), (16, 1, 128, 128), state=True)
 LONG = shapes((1, 65536, 32, 64))
 SLSTM = tuple(replace(case, N=N) for case in shapes((16, 256, 256, 256), cell="slstm") for N in (1, 4, 8))
 
+# The recurrence of a TiRex-like forecaster: 12 layers of sLSTM in 4 heads.
+STACK = shapes(*((B, 128, 512, 512, 12) for B in (1, 64)), cell="slstm", N=4)
+
 GPU_GRID = shapes(*((B, 1024, H, H) for H in (64, 128, 256, 512, 768, 1024) for B in (1, 8, 16, 32, 64)))
 GPU_CORE = shapes(*((16, 1024, H, H) for H in (128, 256, 512, 768, 1024)), (1, 1024, 512, 512), (64, 1024, 512, 512))
 # FlashRNN's own benchmark: 768 units in one head, in 6 and in 12; and smaller ones of one head.
@@ -104,7 +107,7 @@ TINY = (*shapes((3, 5, 4, 8), (2, 33, 16, 64, 2)), Case(3, 5, 4, 8, bidirectiona
 
 SUITES = {
     "cpu-grid": CPU_GRID, "slides": SLIDES, "basic": BASIC, "ragged": RAGGED, "resets": RESETS,
-    "bidirectional": BIDIRECTIONAL, "step": STEP, "slstm": SLSTM, "long": LONG, "gpu-core": GPU_CORE,
+    "bidirectional": BIDIRECTIONAL, "step": STEP, "slstm": SLSTM, "long": LONG, "stack": STACK, "gpu-core": GPU_CORE,
     "gpu-grid": GPU_GRID, "gpu-heads": GPU_HEADS, "gpu-resets": GPU_RESETS, "gpu-layouts": GPU_LAYOUTS, "tiny": TINY,
 }
 CPU_SUITES = ("cpu-grid", "slides", "basic", "ragged", "resets", "bidirectional", "step", "slstm", "long")

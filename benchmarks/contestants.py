@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xlstm_fused import FusedxLSTM, FusedxLSTMCell
 from xlstm_fused.backends import ORDER, refuses
 from xlstm_fused.cells import CELLS
+from xlstm_fused.dtypes import state_dtype
 
 from . import machine, rivals
 from .cases import Case
@@ -131,6 +133,38 @@ def cell_loop(problem: Problem, precision: str, kind: type[nn.Module] = nn.LSTMC
     return Ready(problem, forward, x, leaves)
 
 
+def compiled_step_loop(problem: Problem, precision: str) -> Ready:
+    """What one writes who has no kernel: the definition of a cell's step under torch.compile, in a loop over time."""
+    case, kind = problem.case, CELLS[problem.case.cell]
+    leaves = {name: value.requires_grad_() for name, value in problem.parameters(precision).items()}
+    x, input = problem.input(precision)
+    dtypes = (x.dtype, *[state_dtype(x.dtype)] * (len(kind.states) - 1))
+
+    @compiled
+    def step(wx, R, *state):
+        h = state[0].unflatten(1, (case.N, -1))
+        pre = wx + torch.einsum("bnj,gnij->bgni", h, R).flatten(2)
+        after = kind.step(tuple(pre.to(dtypes[-1]).unbind(1)), tuple(value.to(dtypes[-1]) for value in state))
+        return tuple(value.to(dtype) for value, dtype in zip(after, dtypes))
+
+    def forward():
+        output, finals = input, []
+        for layer in range(case.L):
+            weight, R, *biases = (leaves[f"{name}_l{layer}"]
+                                  for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            rows = F.linear(output, weight, sum(biases)).unflatten(2, (case.gates, -1))
+            state = tuple(x.new_zeros(case.B, case.H, dtype=dtype) for dtype in dtypes)
+            outputs, R = [], R.view(case.gates, case.N, case.H // case.N, -1)
+            for row in rows.unbind(0):
+                state = step(row, R, *state)
+                outputs.append(state[0])
+            output = torch.stack(outputs)
+            finals.append(state)
+        return output, tuple(torch.stack(parts) for parts in zip(*finals))
+
+    return Ready(problem, forward, x, leaves)
+
+
 def truth(problem: Problem) -> dict[str, Tensor]:
     """Output, final states and gradients in float64: of nn.LSTM, or with resets of a loop over nn.LSTMCell. Only sLSTM
     and heads, which torch does not have, are of our reference backend, itself tested against other packages."""
@@ -151,6 +185,11 @@ def _nn_lstm_refuses(case: Case) -> str | None:
 def _cell_loop_refuses(case: Case) -> str | None:
     dense = case.cell == "lstm" and case.N == case.L == case.K == 1 and not case.ragged
     return None if dense and (case.resets or case.T == 1) else "measured for resets and single steps of one layer"
+
+
+def _compiled_step_refuses(case: Case) -> str | None:
+    plain = case.cell == "slstm" and case.K == 1 and not (case.ragged or case.resets or case.state)
+    return None if plain else "measured for dense sLSTM"
 
 
 def _compiled_reference_refuses(case: Case) -> str | None:
@@ -190,6 +229,8 @@ def roster(device: str, compile_reference: bool = False) -> list[Contestant]:
         Contestant("nn.LSTM, compiled", "torch", partial(nn_lstm, compile=True), _nn_lstm_refuses,
                    build_seconds=300),
         Contestant("nn.LSTMCell loop", "torch", cell_loop, _cell_loop_refuses, is_loop=True),
+        Contestant("compiled step loop", "torch", compiled_step_loop, _compiled_step_refuses, ("fp32", "bf16"),
+                   is_loop=True, build_seconds=300),
         Contestant("FusedxLSTMCell loop", "xlstm-fused", partial(cell_loop, kind=FusedxLSTMCell), _cell_loop_refuses,
                    is_loop=True),
     ]

@@ -56,30 +56,38 @@ def xlstm(problem: Problem, precision: str, backend: str) -> Ready:
 
     case = problem.case
     N, D = case.N, case.H // case.N
-    module = sLSTMCell(sLSTMCellConfig(
+    modules = [sLSTMCell(sLSTMCellConfig(
         hidden_size=case.H, num_heads=N, backend=backend, batch_size=case.B, bias_init="standard",
         input_shape="SBGNH", output_shape="SBH", dtype=str(DTYPES[precision]).removeprefix("torch."),
-        enable_automatic_mixed_precision=backend == "cuda"))
+        enable_automatic_mixed_precision=backend == "cuda")) for _ in range(case.L)]
 
     def native(parameters):
-        R = parameters["weight_hh_l0"].view(4, N, D, D)
-        bias = (parameters["bias_ih_l0"] + parameters["bias_hh_l0"]).view(4, N, D)
-        if backend == "vanilla":
-            R, bias = R.transpose(0, 1).flatten(1, 2), bias.flatten()
-        else:
-            R, bias = R.permute(1, 3, 0, 2).flatten(2), bias.transpose(0, 1).flatten()
-        return {"weight": parameters["weight_ih_l0"], "_recurrent_kernel_": R, "_bias_": bias}
+        made = {}
+        for layer in range(case.L):
+            weight, R, *biases = (parameters[f"{name}_l{layer}"]
+                                  for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            R, bias = R.view(4, N, D, D), sum(biases).view(4, N, D)
+            if backend == "vanilla":
+                R, bias = R.transpose(0, 1).flatten(1, 2), bias.flatten()
+            else:
+                R, bias = R.permute(1, 3, 0, 2).flatten(2), bias.transpose(0, 1).flatten()
+            made |= {f"{layer} weight": weight, f"{layer} _recurrent_kernel_": R, f"{layer} _bias_": bias}
+        return made
 
-    made = _leaves(native, problem, precision)
-    leaves = {"weight": made.pop("weight")}
-    for name, value in made.items():
-        leaves[name] = nn.Parameter(value.detach())
-        setattr(module, name, leaves[name])
+    leaves = _leaves(native, problem, precision)
+    for name, value in leaves.items():
+        layer, attribute = name.split()
+        if attribute != "weight":
+            leaves[name] = nn.Parameter(value.detach())
+            setattr(modules[int(layer)], attribute, leaves[name])
     x, input = problem.input(precision)
 
     def forward():
-        output, last = module(F.linear(input, leaves["weight"]))
-        return output, tuple(last.unsqueeze(1).unbind(0))
+        output, finals = input, []
+        for layer, module in enumerate(modules):
+            output, last = module(F.linear(output, leaves[f"{layer} weight"]))
+            finals.append(last)
+        return output, tuple(torch.stack(finals, 1).unbind(0))
 
     return Ready(problem, forward, x, leaves, native)
 
@@ -130,15 +138,16 @@ def haste(problem: Problem, precision: str) -> Ready:
     return Ready(problem, lambda: module(input), x, leaves, native)
 
 
-def _one_layer(case: Case, cells: tuple[str, ...], heads: bool = True, resets: bool = False) -> str | None:
+def _one_layer(case: Case, cells: tuple[str, ...], heads: bool = True, resets: bool = False,
+               layers: bool = False) -> str | None:
     if case.cell not in cells:
         return f"no {case.cell}"
     if case.N > 1 and not heads:
         return "one head only"
     if case.resets and not resets:
         return "no resets"
-    plain = case.L == case.K == 1 and not case.ragged and not case.state
-    return None if plain else "one dense layer in one direction from a zero state only"
+    plain = case.K == 1 and not case.ragged and not case.state
+    return None if plain and (layers or case.L == 1) else "one dense layer in one direction from a zero state only"
 
 
 def installed(device: str) -> list[dict]:
@@ -150,7 +159,7 @@ def installed(device: str) -> list[dict]:
             dict(name="FlashRNN vanilla", package="flashrnn", build=partial(flashrnn, backend="vanilla"), refuses=both,
                  is_loop=True),
             dict(name="xlstm vanilla", package="xlstm", build=partial(xlstm, backend="vanilla"),
-                 refuses=partial(_one_layer, cells=("slstm",)), is_loop=True),
+                 refuses=partial(_one_layer, cells=("slstm",), layers=True), precisions=("fp32", "bf16"), is_loop=True),
         ]
     else:
         found += [

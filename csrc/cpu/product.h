@@ -14,7 +14,11 @@ namespace {
 // holds the numbers of two consecutive k, k counts such pairs, and so do the rows: each step is then two fused ones,
 // the odd number first.
 
+#if defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
 constexpr bool kManyRegisters = XLSTM_FUSED_VECTOR_BYTES == 64;
+#endif
 
 // Bytes of panel that are applied to all rows before the next ones, so that they are read from the first-level cache.
 constexpr int64_t kChunkBytes = 16384;

@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "cells/cell.h"
@@ -94,9 +96,9 @@ XF_VEC Vec<E, W> select(Mask<E, W> condition, Vec<E, W> chosen, Vec<E, W> other)
 // that what a row computes does not depend on how the compiler arranged the code around it.
 XF_VEC Vec<E, W> fma(Vec<E, W> a, Vec<E, W> b, Vec<E, W> c) {
   Vec<E, W> r;
+  using Raw [[maybe_unused]] = typename Vec<E, W>::Raw;
+  [[maybe_unused]] constexpr bool is_float = sizeof(E) == sizeof(float);
 #if defined(__FMA__)
-  using Raw = typename Vec<E, W>::Raw;
-  constexpr bool is_float = sizeof(E) == sizeof(float);
 #if defined(__AVX512F__)
   if constexpr (sizeof(r) == 64) {
     if constexpr (is_float) r.raw = (Raw)_mm512_fmadd_ps((__m512)a.raw, (__m512)b.raw, (__m512)c.raw);
@@ -107,6 +109,13 @@ XF_VEC Vec<E, W> fma(Vec<E, W> a, Vec<E, W> b, Vec<E, W> c) {
   if constexpr (sizeof(r) == 32) {
     if constexpr (is_float) r.raw = (Raw)_mm256_fmadd_ps((__m256)a.raw, (__m256)b.raw, (__m256)c.raw);
     else r.raw = (Raw)_mm256_fmadd_pd((__m256d)a.raw, (__m256d)b.raw, (__m256d)c.raw);
+    return r;
+  }
+#endif
+#if defined(__aarch64__)
+  if constexpr (sizeof(r) == 16) {
+    if constexpr (is_float) r.raw = (Raw)vfmaq_f32((float32x4_t)c.raw, (float32x4_t)a.raw, (float32x4_t)b.raw);
+    else r.raw = (Raw)vfmaq_f64((float64x2_t)c.raw, (float64x2_t)a.raw, (float64x2_t)b.raw);
     return r;
   }
 #endif

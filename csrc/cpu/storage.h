@@ -85,6 +85,8 @@ XF_HD VecOf<Half> load(const Half* p) {
 #elif defined(__AVX512F__) && XLSTM_FUSED_VECTOR_BYTES == 64
   // Of all lanes, here and below: GCC 12 warns of its own unmasked form.
   x.raw = (VecOf<Half>::Raw)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__aarch64__) && XLSTM_FUSED_VECTOR_BYTES == 16
+  x.raw = (VecOf<Half>::Raw)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   for (int lane = 0; lane < kLanes<float>; ++lane) x.raw[lane] = widen(p[lane]);
 #endif
@@ -97,6 +99,8 @@ XF_HD void store(Half* p, VecOf<Half> x) {
 #elif defined(__AVX512F__) && XLSTM_FUSED_VECTOR_BYTES == 64
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_maskz_cvtps_ph(0xffff, (__m512)x.raw, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__) && XLSTM_FUSED_VECTOR_BYTES == 16
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x.raw)));
 #else
   for (int lane = 0; lane < kLanes<float>; ++lane) narrow(x.raw[lane], p[lane]);
 #endif

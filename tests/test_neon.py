@@ -1,0 +1,125 @@
+"""The CPU kernels on an emulated ARM processor: what NEON makes of the portable code, against the reference."""
+
+import ctypes
+import shutil
+import struct
+import subprocess
+
+import pytest
+import torch
+from problems import Problem
+from test_build import ROOT
+from test_cpu import numbers_of_bfloat16, through_cpu
+from test_reference import through_autograd
+from tolerances import assert_as_good_as, assert_close
+
+from xlstm_fused.backends import cpu
+from xlstm_fused.cells import CELLS
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+SYSROOT = "/usr/aarch64-linux-gnu"
+pytestmark = [
+    pytest.mark.xdist_group("neon"),
+    pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
+                       reason=f"needs {COMPILER} and {EMULATOR}: Debian's g++-aarch64-linux-gnu and qemu-user")]
+REQUEST = struct.Struct("16s16s4q33q33q")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    built = tmp_path_factory.mktemp("neon") / "call"
+    sources = [ROOT / "tests/neon/call.cpp",
+               *(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "bindings.cpp")]
+    subprocess.run([COMPILER, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fopenmp",
+                    f"-I{ROOT / 'csrc'}", "-DXLSTM_FUSED_ISA=portable", *map(str, sources), "-o", str(built)],
+                   check=True)
+    return built
+
+
+class Emulated:
+    """Stands in for the extension: each call runs in the program, whose arrays come back."""
+
+    def __init__(self, program, plan):
+        self.program, self.plan = program, plan
+
+    def cells(self):
+        return list(CELLS)
+
+    def forward(self, *arguments):
+        self._call(False, *arguments)
+
+    def backward(self, *arguments):
+        self._call(True, *arguments)
+
+    def _call(self, backward, cell, dtype, isa, threads, plan, problem, arrays):
+        T, B, P, *_, K, N, D = problem[:11]
+        storage, state = getattr(torch, dtype).itemsize, 8 if dtype == "float64" else 4
+        G, others = len(CELLS[cell].gates), len(CELLS[cell].states) - 1
+        gates, output, row_states = storage * P * K * G * N * D, storage * P * K * N * D, state * others * P * K * N * D
+        h, s = storage * K * B * N * D, state * others * K * B * N * D
+        resets = (output, row_states) if problem[12] else (h, s)
+        sizes = [*[None] * 5, 8 * T, 8 * B, 8 * B, *[None] * 5, storage * K * G * N * D * D, h, s, P, *resets, h]
+        if backward:
+            sizes += [gates, row_states, output, output, h, s, gates, row_states, gates, h, s, *resets]
+        else:
+            sizes += [gates, output, h, s, gates, row_states]
+        fields = [*problem, *arrays]
+        lengths = [-1 if size is None or address == 0 else size for size, address in zip(sizes, fields, strict=True)]
+        rest = [0] * (33 - len(fields))
+        numbers = [int(value) if size is None else 0 for size, value in zip(sizes, fields)]
+        request = REQUEST.pack(cell.encode(), dtype.encode(), backward, *self.plan, *numbers, *rest, *lengths,
+                               *[-1 for _ in rest])
+        given = [ctypes.string_at(address, length) for address, length in zip(fields, lengths) if length > 0]
+        answer = subprocess.run([EMULATOR, "-L", SYSROOT, str(self.program)], input=request + b"".join(given),
+                                capture_output=True, check=True).stdout
+        for address, length in zip(fields, lengths):
+            if length > 0:
+                ctypes.memmove(address, answer[:length], length)
+                answer = answer[length:]
+        assert not answer
+
+
+@pytest.fixture(params=((1, 1, 1), (2, 2, 1)), ids=("one thread", "two threads"))
+def emulated(request, program, monkeypatch):
+    monkeypatch.setattr(cpu, "_cpu", Emulated(program, request.param))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("layout, reset, K, N, D, masked", (
+    ("time-major", "none", 1, 1, 9, False), ("lengths", "per row", 2, 1, 21, True),
+    ("packed", "per sequence", 1, 2, 16, False), ("one step", "zero", 1, 3, 10, False)))
+def test_values_and_gradients(cell, dtype, layout, reset, K, N, D, masked):
+    problem = Problem.random(cell, layout, K, N, D, reset=reset, masked=masked, dtype=dtype)
+    expected_values, expected = problem.to(torch.float64).run(through_autograd)
+    values, gradients = problem.run(through_cpu)
+    for name, value in expected_values.items():
+        assert_close(values[name], value, name)
+    for name, gradient in expected.items():
+        assert_close(gradients[name], gradient, f"gradient of {name}")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_16_bit_is_as_good_as_the_reference(cell, dtype):
+    problem = Problem.random(cell, "lengths", 2, 2, 13, dtype=dtype)
+    for index in (2, 4):  # as in test_cpu.py
+        problem.cotangents[index].zero_()
+    truth_values, truth = problem.to(torch.float64).run(through_autograd)
+    reference_values, reference = problem.run(through_autograd)
+    values, gradients = problem.run(through_cpu)
+    for name in values:
+        assert_as_good_as(values[name], reference_values[name], truth_values[name], name)
+    for name in gradients:
+        assert_as_good_as(gradients[name], reference[name], truth[name], f"gradient of {name}")
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_matrix_kept_in_bfloat16():
+    problem = numbers_of_bfloat16(Problem.random("lstm", "time-major", 1, 1, 23, dtype=torch.float32))
+    expected_values, _ = problem.to(torch.float64).run(through_autograd)
+    values, _ = problem.run(through_cpu)
+    for name, value in expected_values.items():
+        assert_close(values[name], value, name)
