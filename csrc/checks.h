@@ -1,5 +1,5 @@
-// What the bindings of every backend can tell from numbers before a kernel gets them. Whether arrays are as large as the
-// sizes say, only the caller knows.
+// What the bindings of every backend can tell from numbers before a kernel gets them. Whether arrays are as large as
+// the sizes say, only the caller knows.
 #pragma once
 
 #include <stdint.h>

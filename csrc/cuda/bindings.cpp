@@ -145,8 +145,8 @@ PYBIND11_MODULE(_cuda, module) {
   py::arg("cell"), py::arg("kind"), py::arg("shape"), py::arg("plan"), py::arg("device"), py::arg("stream"), \
       py::arg("problem"), py::arg("arrays"), py::arg("words")
   module.def("forward", &forward, ARGUMENTS,
-             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and the zeros "
-             "through which the programs of a grid exchange what they compute.");
+             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and "
+             "the zeros through which the programs of a grid exchange what they compute.");
   module.def("backward", &backward, ARGUMENTS, py::arg("weight_t"),
              "Launch its gradients: the fields of Problem, then the others of BackwardParams, and R as (K, N, D_in, "
              "D_out, G).");

@@ -27,8 +27,9 @@ class Watchdog {
   const int64_t limit_, start_;
 };
 
-// Through global memory: words of 32 bits of data and the tag of the step that they are for. A word is loaded and stored
-// as a whole, so whoever finds the tag has the data, and nothing else need be ordered: no fence, no flag, no barrier.
+// Through global memory: words of 32 bits of data and the tag of the step that they are for. A word is loaded and
+// stored as a whole, so whoever finds the tag has the data, and nothing else need be ordered: no fence, no flag, no
+// barrier.
 
 struct Word {
   uint32_t data, tag;

@@ -6,13 +6,14 @@
 
 namespace xlstm_fused::cuda {
 
-// h for the next step, of all units of the head and all sequences of the tile, in two buffers of shared memory that take
-// turns. A warp writes what it has into its own program's. No second wait protects a buffer from being overwritten:
-// whoever has received all of h[t] knows that all have read h[t - 1], since they needed it to compute their part.
+// h for the next step, of all units of the head and all sequences of the tile, in two buffers of shared memory that
+// take turns. A warp writes what it has into its own program's. No second wait protects a buffer from being
+// overwritten: whoever has received all of h[t] knows that all have read h[t - 1], since they needed it to compute
+// their part.
 //
 // In a cluster it also pushes that into the others' buffers; one wait on the program's own barrier covers both. In a
-// grid it stores that as words in two buffers of global memory, laid out as the rows in shared memory are, and a program
-// fetches there what it has not computed itself.
+// grid it stores that as words in two buffers of global memory, laid out as the rows in shared memory are, and a
+// program fetches there what it has not computed itself.
 template <class Kind, int kTiles, Exchange kExchange>
 class HiddenExchange {
  public:

@@ -20,9 +20,10 @@ constexpr XF_HD int registers(Exchange exchange, int tiles, bool backward) {
   return backward ? (tiles == 1 ? 5 : 3) : (tiles == 1 ? 8 : 6);
 }
 
-// Calls work(task), which returns the number of its steps, for each task of this program. Alone and in a cluster that is
-// one. In a grid there are as many groups of programs as have room, and each takes a share of the heads, directions and
-// tiles of the batch in turn. Tags go on from task to task; the words are zero before the launch, so no tag is.
+// Calls work(task), which returns the number of its steps, for each task of this program. Alone and in a cluster that
+// is one. In a grid there are as many groups of programs as have room, and each takes a share of the heads, directions
+// and tiles of the batch in turn. Tags go on from task to task; the words are zero before the launch, and tags begin
+// at 1.
 template <int kTiles, Exchange kExchange, class Work>
 __device__ __forceinline__ void for_each_task(const Problem& p, const Plan& plan, uint64_t* words, Work work) {
   if constexpr (kExchange == Exchange::grid) {
