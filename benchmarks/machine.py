@@ -71,7 +71,7 @@ def versions(device_type: str) -> dict:
 
 @functools.cache
 def device_name(device_type: str) -> str:
-    """The model of the GPU, or of the processor with its number of usable cores."""
+    """The model of the GPU, or of the processor with its instructions as torch calls them and its usable cores."""
     if device_type == "cuda":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -80,7 +80,7 @@ def device_name(device_type: str) -> str:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{model}, {cores()} cores"
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()}), {cores()} cores"
 
 
 def smi(field: str) -> str | None:

@@ -81,7 +81,8 @@ def test_names_tell_cases_apart():
 
 
 def test_suites_have_what_was_promised():
-    assert set(cases.CPU_SUITES) | set(cases.GPU_SUITES) | {"tiny"} == set(cases.SUITES)
+    assert set(cases.CPU_SUITES) | set(cases.GPU_SUITES) | {"tiny", "stack"} == set(cases.SUITES)
+    assert {(case.L, case.H, case.N, case.T) for case in cases.STACK} == {(12, 512, 4, 128)}
     assert {(case.H, case.B) for case in cases.GPU_GRID} == {
         (H, B) for H in (64, 128, 256, 512, 768, 1024) for B in (1, 8, 16, 32, 64)}
     assert {case.T for case in cases.GPU_GRID} == {1024}
