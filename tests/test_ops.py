@@ -1,5 +1,7 @@
 """The registered ops: what torch.library asks of them, fresh outputs, and derivatives up to the third order."""
 
+import math
+
 import pytest
 import torch
 from problems import LAYOUTS, RESETS, Problem
@@ -12,7 +14,8 @@ from xlstm_fused.cells import CELLS
 from xlstm_fused.rows import Rows
 
 BACKENDS = [name for name in ("reference", "cpu") if backends()[name].ready]
-OPS = {name: getattr(torch.ops.xlstm_fused, name).default for name in ("inference", "forward", "backward")}
+OPS = {name: getattr(torch.ops.xlstm_fused, name).default for name in (
+    "inference", "forward", "backward", "inference_from_input", "forward_from_input")}
 
 both_cells_and_backends = pytest.mark.parametrize("cell, backend", [(c, b) for c in CELLS for b in BACKENDS])
 
@@ -25,7 +28,11 @@ def arguments_of_ops(problem, backend):
     options = (*problem.rows.arguments(), problem.cell, problem.reverse, backend)
     forward = (get("wx"), *rest, *options)
     output, _, _, pre, states = OPS["forward"](*forward)
-    return {"inference": forward, "forward": forward,
+    features = math.prod(get("wx").shape[1:])
+    input = torch.randn(len(get("wx")), 2), torch.randn(features, 2), torch.randn(features)
+    from_input = (*(value.to(output.dtype) for value in input), *rest, *options)
+    return {"inference": forward, "forward": forward, "inference_from_input": from_input,
+            "forward_from_input": from_input,
             "backward": (*rest, pre, states, output, *problem.cotangents, *options)}
 
 

@@ -1,7 +1,8 @@
 """The Triton kernels against the reference: in Triton's interpreter, and on a GPU where there is one.
 
 The interpreter takes a process of its own, since Triton decides when kernels are defined: one test here runs this file
-again in such a process. ``TRITON_INTERPRET=1 pytest tests/test_triton.py`` does it by hand.
+and the kernels' part of test_from_input.py again in such a process. ``TRITON_INTERPRET=1 pytest tests/test_triton.py``
+does it by hand.
 """
 
 import importlib
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -45,7 +47,8 @@ else:
                     reason="this Triton's interpreter needs numpy before 2.4")
 def test_in_the_interpreter():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    files = __file__, f"{Path(__file__).with_name('test_from_input.py')}::TestKernel"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     result = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
                             capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
@@ -56,24 +59,24 @@ def moved(rows, device):
         ("time_offset", rows.time_offset), ("batch_offset", rows.batch_offset), ("length", rows.length))})
 
 
-def through_triton(tensors, problem):
+def through_triton(tensors, problem, run=through_ops):
     """Through the ops, on the GPU unless interpreted; results are on the CPU."""
     if INTERPRETED:
-        return through_ops(tensors, problem, "triton")
+        return run(tensors, problem, "triton")
     device = torch.device("cuda")
     there = {name: value.to(device) for name, value in tensors.items()}
     problem = replace(problem, rows=moved(problem.rows, device), **{
         name: None if getattr(problem, name) is None else getattr(problem, name).to(device)
         for name in ("reset", "h_mask")})
-    return tuple(value.cpu() for value in through_ops(there, problem, "triton"))
+    return tuple(value.cpu() for value in run(there, problem, "triton"))
 
 
-def check(problem):
+def check(problem, run=through_ops, expected=through_autograd):
     """Values and gradients, by the table of tolerances."""
-    truth_values, truth = problem.to(torch.float64).run(through_autograd)
-    reference_values, reference = problem.run(through_autograd)
-    values, gradients = problem.run(through_triton)
-    exact = problem.tensors["wx"].dtype == torch.float32
+    truth_values, truth = problem.to(torch.float64).run(expected)
+    reference_values, reference = problem.run(expected)
+    values, gradients = problem.run(lambda tensors, problem: through_triton(tensors, problem, run))
+    exact = problem.tensors["weight_hh"].dtype == torch.float32
     for got, expected, other in ((values, truth_values, reference_values), (gradients, truth, reference)):
         for name, value in got.items():
             if exact:

@@ -6,7 +6,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from gpu_without_gpu.kernels import TESTED, calls, needs, over_budget
 
 ids = ["-".join((case.target, str(case.dtype).removeprefix("torch."), case.cell, str(case.D), *(
-    name for name, there in (("resets", case.resets), (f"B{case.B}", case.B > 16), ("tf32", case.tf32)) if there)))
+    name for name, there in (("resets", case.resets), (f"B{case.B}", case.B > 16), ("tf32", case.tf32),
+                             (f"I{case.I}", case.I)) if there)))
     for case in TESTED]
 
 

@@ -59,6 +59,26 @@ def test_a_matrix_of_float32_streams_where_its_unrolled_product_takes_long_to_co
     assert [config.plan(D, 1, 16, 4, H100, True)[3:6] for D in (64, 128)] == [(1, True, False), (4, False, True)]
 
 
+def test_narrow_inputs_to_whole_heads_are_multiplied_in_the_kernel():
+    """In 16 bits, where both matrices fit into a program's memory."""
+    assert [config.takes_input(64, inputs, 2, H100) for inputs in (0, 1, 32, 33, 512)] == [
+        False, True, True, False, False]
+    assert [config.takes_input(D, 32, 2, H100) for D in (1, 128, 129, 512)] == [True, True, False, False]
+    assert [config.takes_input(64, inputs, 2, MI300) for inputs in (16, 17)] == [True, False]
+    assert not config.takes_input(128, 16, 2, CONSUMER)
+    assert not any(config.takes_input(D, 16, 4, H100) for D in (16, 64))
+
+
+@everything
+def test_no_matrix_of_an_input_takes_the_room_of_the_recurrent_one(device):
+    for D, inputs in itertools.product((1, 16, 33, 64, 65, 128, 200), range(40)):
+        if config.takes_input(D, inputs, 2, device):
+            plan = config.plan(D, 1, 16, 2, device, False)
+            assert plan.slices == 1
+            rows = plan.BLOCK_K + config.padded(inputs)
+            assert config.GATES * rows * plan.BLOCK_U * 2 + config.RESERVE <= device.shared_limit
+
+
 def test_a_grid_that_does_not_fit_runs_step_by_step():
     plan = config.plan(2048, 2, 512, 2, H100, False)
     assert plan.slices > 1 and not plan.barrier

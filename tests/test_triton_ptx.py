@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from problems import Problem
+from test_from_input import from_input, two_steps, with_input
 from test_reference import through_autograd, through_ops
 from tolerances import assert_as_good_as, assert_close
 
@@ -42,19 +43,19 @@ def small(cell, D, dtype, reset="none", K=1, masked=False, rows=None):
     return problem
 
 
-def run(problem, *arguments, **options):
+def run(problem, *arguments, function=through_ops, **options):
     """``(values, gradients, kernels)`` of one pass each way."""
     with emulated(*arguments, **options) as kernels:
-        return *problem.run(lambda tensors, problem: through_ops(tensors, problem, "triton")), kernels
+        return *problem.run(lambda tensors, problem: function(tensors, problem, "triton")), kernels
 
 
-def check(problem, *arguments, **options):
+def check(problem, *arguments, expected=through_autograd, **options):
     """Runs and compares; returns how often each kernel was launched."""
-    truth, reference = problem.to(torch.float64).run(through_autograd), problem.run(through_autograd)
+    truth, reference = problem.to(torch.float64).run(expected), problem.run(expected)
     *results, kernels = run(problem, *arguments, **options)
     for got, expected, other in zip(results, truth, reference):
         for name, value in got.items():
-            if problem.tensors["wx"].dtype == torch.float32:
+            if problem.tensors["weight_hh"].dtype == torch.float32:
                 assert_close(value, expected[name], name)
             else:
                 assert_as_good_as(value, other[name], expected[name], name)
@@ -68,6 +69,25 @@ def check(problem, *arguments, **options):
     ("sm_100", "lstm", 16, torch.bfloat16, "zero", False)))
 def test_one_program(target, cell, D, dtype, reset, masked):
     assert check(small(cell, D, dtype, reset, masked=masked), target) == [1, 1]
+
+
+@pytest.mark.parametrize("target, cell, D, I, dtype, reset", (
+    ("sm_80", "slstm", 16, 16, torch.bfloat16, "per row"),
+    ("sm_90", "gru", 24, 5, torch.float16, "none"),
+    ("sm_100", "lstm", 16, 17, torch.bfloat16, "zero")))
+def test_the_input_product_inside(target, cell, D, I, dtype, reset):
+    problem = with_input(small(cell, D, dtype, reset, 2), I)
+    assert check(problem, target, function=from_input, expected=two_steps) == [1, 1]
+
+
+@pytest.mark.parametrize("right, wrong", (
+    ("mask=columns & (inputs[:, None] < I)", "mask=columns & (inputs[:, None] < I - 1)"),
+    ("x_in, after, inputs, steps > step + 1, I)", "x_in, after, inputs, steps > step + 2, I)")))
+def test_an_input_with_a_shifted_mask_shows(mutant, right, wrong):
+    kernels = mutant("recurrence_fwd", right, wrong)
+    with pytest.raises((AssertionError, PtxError)):
+        check(with_input(small("lstm", 16, torch.bfloat16), 5), "sm_80", function=from_input, expected=two_steps,
+              kernels=kernels)
 
 
 @pytest.mark.parametrize("target, cell, D, dtype, reset, masked, resident", (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checkpoint, checks, onnx, ops, products, projection
+from .backends import takes_input
 from .cells import CELLS
 from .dtypes import autocast_dtype, cast, rounded
 from .layout import Layout
@@ -230,10 +231,14 @@ class FusedxLSTM(nn.RNNBase):
             output, h_n, s_n = checkpoint.layer(x, weight_ih, bias, weight_hh, h0, s0, layout.rows, self.cell,
                                                 self.checkpoint_every, **options)
             return output.flatten(1), (h_n.flatten(2), *s_n.flatten(3).unbind(0)), None
-        wx = products.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
-        run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)
-        output, h_n, s_n, pre, states = run(wx, weight_hh, h0=h0, s0=s0, rows=layout.rows, cell=self.cell, save=trace,
-                                            **options)
+        options |= dict(h0=h0, s0=s0, rows=layout.rows, cell=self.cell, save=trace)
+        inputs = K * H if layer else self.input_size
+        if weight_hr is None and takes_input(backend, H // N, inputs, x.dtype, x.device):
+            output, h_n, s_n, pre, states = ops.recurrence_from_input(x, weight_ih, bias, weight_hh, **options)
+        else:
+            wx = products.linear(x, weight_ih, bias).view(layout.rows.P, K, G, N, H // N)
+            run = ops.recurrence if weight_hr is None else partial(projection.recurrence, weight_hr=weight_hr)
+            output, h_n, s_n, pre, states = run(wx, weight_hh, **options)
         output = output.flatten(1)
         final = (h_n.flatten(2), *s_n.flatten(3).unbind(0))
         if not trace:

@@ -1,14 +1,16 @@
 """The registered ops and their derivatives: one recurrence over rows, on a chosen backend.
 
 Three ops are registered under :data:`NAMESPACE`: ``inference``, ``forward`` (which also returns what the backward
-needs) and ``backward``. Each has an Autograd kernel, a fake kernel and a rule for vmap, so that it can be traced,
-exported, transformed and differentiated to any order wherever it is called from; :func:`recurrence` calls the Autograd
-kernel directly where nothing but autograd has a say. Shapes are those of :mod:`xlstm_fused.backends.reference`.
+needs) and ``backward``; and the first two once more with the input product in them, ``inference_from_input`` and
+``forward_from_input``, for backends that have one kernel for both. Each has an Autograd kernel, a fake kernel and a
+rule for vmap, so that it can be traced, exported, transformed and differentiated to any order wherever it is called
+from; :func:`recurrence` and :func:`recurrence_from_input` call the Autograd kernel directly where nothing but autograd
+has a say. Shapes are those of :mod:`xlstm_fused.backends.reference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -36,17 +38,35 @@ _PROBLEM = ("Tensor weight_hh, Tensor? h0, Tensor? s0, Tensor? reset, Tensor? re
             "bool reset_per_row, Tensor? h_mask")
 _OPTIONS = f"{_ROWS}, str cell, bool reverse, str backend"
 _GRADIENTS = "Tensor? d_output, Tensor? d_h_n, Tensor? d_s_n, Tensor? d_pre, Tensor? d_states"
+_INPUT = "Tensor x, Tensor weight_ih, Tensor? bias"
 _SCHEMAS = {
     "inference": f"(Tensor wx, {_PROBLEM}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     "forward": f"(Tensor wx, {_PROBLEM}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "inference_from_input": f"({_INPUT}, {_PROBLEM}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    "forward_from_input": f"({_INPUT}, {_PROBLEM}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "backward": f"({_PROBLEM}, Tensor pre, Tensor states, Tensor output, {_GRADIENTS}, {_OPTIONS})"
                 " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 }
 _ROW_FIELDS = 9
 
 
+def _without_input(name: str) -> str:
+    """The name of the op that takes ``wx`` where op ``name`` takes an input."""
+    return name.removesuffix("_from_input")
+
+
+def _input_product(x: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_hh: Tensor) -> Tensor:
+    """``wx`` (P, K, G, N, D)."""
+    return products.linear(x, weight_ih, bias).view(x.shape[0], *weight_hh.shape[:4])
+
+
 def _run(name: str, backend: object, *arguments: Any) -> tuple[Tensor, ...]:
-    """The function ``name`` of a backend's module, with the arguments of the op: trailing options become a Rows."""
+    """The function ``name`` of a backend's module, with the arguments of the op: trailing options become a Rows.
+
+    A backend without a function that takes an input gets the input product made.
+    """
+    if not hasattr(backend, name):
+        name, arguments = _without_input(name), (_input_product(*arguments[:4]), *arguments[3:])
     *tensors, cell, reverse, _ = arguments
     rows = Rows.from_arguments(*tensors[-_ROW_FIELDS:])
     run: Callable[..., tuple[Tensor, ...]] = getattr(backend, name)
@@ -71,6 +91,11 @@ def _fake_inference(*arguments: Any) -> tuple[Tensor, ...]:
     return _fake_forward(*arguments, save=False)
 
 
+def _fake_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_hh: Tensor, *rest: Any,
+                     save: bool = True) -> tuple[Tensor, ...]:
+    return _fake_forward(x.new_empty(x.shape[0], *weight_hh.shape[:4]), weight_hh, *rest, save=save)
+
+
 def _fake_backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
                    reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None,
                    pre: Tensor, states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -82,7 +107,9 @@ def _fake_backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, rese
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-for _name, _fake in (("inference", _fake_inference), ("forward", _fake_forward), ("backward", _fake_backward)):
+for _name, _fake in (("inference", _fake_inference), ("forward", _fake_forward), ("backward", _fake_backward),
+                     ("inference_from_input", partial(_fake_from_input, save=False)),
+                     ("forward_from_input", _fake_from_input)):
     _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, partial(_run_on_chosen, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=_library)
@@ -118,26 +145,60 @@ class _Forward(_Derivative):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, *options = inputs
-        output, _, _, pre, states = output
-        ctx.options = options[3:]
-        ctx.save_for_backward(weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *options[:3])
-        ctx.set_materialize_grads(False)
+        _, *problem = inputs
+        _keep(ctx, problem, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
-        options = *row_tensors, *ctx.options
-        dwx, *others = registered.backward.default(
-            weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output, *gradients,
-            *options)
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
-                                       Rows.from_arguments(*options[:_ROW_FIELDS]), options[-2])
-        dh0, ds0, d_reset_h, d_reset_s = (
-            value if ctx.needs_input_grad[index] else None for value, index in zip(others, (2, 3, 5, 6)))
-        return dwx, d_weight, dh0, ds0, None, d_reset_h, d_reset_s, *[None] * len(ctx.needs_input_grad[7:])
+        return _pull_back(ctx, gradients, ctx.needs_input_grad[1:])
+
+
+class _ForwardFromInput(_Derivative):
+    """``forward_from_input``: the derivative of ``forward``, and the products of an input's."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _below_autograd(registered.forward_from_input.default, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight_ih, _, *problem = inputs
+        _keep(ctx, problem, output, x, weight_ih)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
+        dwx, *others = _pull_back(ctx, gradients, needs)
+        *_, x, weight_ih = ctx.saved_tensors
+        assert dwx is not None
+        dwx = dwx.flatten(1)
+        dx = products.matmul(dwx, weight_ih) if needs_x else None
+        d_weight = products.matmul(dwx.t(), x) if needs_weight else None
+        return dx, d_weight, dwx.sum(0) if needs_bias else None, *others
+
+
+def _keep(ctx: Any, problem: list[Any], results: Any, *input: Tensor) -> None:
+    """What :func:`_pull_back` needs: the arguments of the op from ``weight_hh`` on, and its results."""
+    weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, *options = problem
+    output, _, _, pre, states = results
+    ctx.options = options[3:]
+    ctx.save_for_backward(weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *options[:3], *input)
+    ctx.set_materialize_grads(False)
+
+
+def _pull_back(ctx: Any, gradients: tuple[Tensor | None, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of ``wx`` and, where ``needs`` says so, of the arguments from ``weight_hh`` on."""
+    weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
+    options = *row_tensors[:3], *ctx.options
+    dwx, *others = registered.backward.default(
+        weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output, *gradients,
+        *options)
+    d_weight = None
+    if needs[0]:
+        d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
+                                   Rows.from_arguments(*options[:_ROW_FIELDS]), options[-2])
+    dh0, ds0, d_reset_h, d_reset_s = (value if needs[index] else None for value, index in zip(others, (1, 2, 4, 5)))
+    return dwx, d_weight, dh0, ds0, None, d_reset_h, d_reset_s, *[None] * len(needs[6:])
 
 
 class _Backward(_Derivative):
@@ -182,6 +243,29 @@ class _Backward(_Derivative):
         return tuple(results)
 
 
+_DERIVATIVES: dict[str, type[_Derivative]] = {
+    "inference": _Forward, "forward": _Forward, "backward": _Backward,
+    "inference_from_input": _ForwardFromInput, "forward_from_input": _ForwardFromInput,
+}
+
+
+def _vmap_in_two_steps(name: str) -> Callable[..., tuple[Any, Any]]:
+    """The vmap rule of an op that takes an input: the product of all, then the rule of the op that takes ``wx``."""
+    rule = vmap.rule(getattr(registered, _without_input(name)).default)
+
+    def run(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Any, Any]:
+        x, weight_ih, bias = (value if dim is None else value.movedim(dim, 0)
+                              for value, dim in zip(values[:3], in_dims[:3]))
+        wx = products.matmul(x, weight_ih.mT)
+        if bias is not None:
+            wx = wx + bias.unsqueeze(-2)
+        dim = in_dims[3]
+        sizes = values[3].shape[:4] if dim is None else values[3].movedim(dim, 0).shape[1:5]
+        return rule(info, (None if wx.dim() == 2 else 0, *in_dims[3:]), wx.unflatten(-1, sizes), *values[3:])
+
+    return run
+
+
 def _forward_mode() -> bool:
     """Whether tangents may be about: in a dual level, or in a jvp that a compiled graph runs."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() and any(
@@ -199,8 +283,7 @@ def _with_derivatives(name: str, *arguments: Any) -> Any:
                 "torch.autograd.forward_ad): use backend='reference' or 'auto'")
         return _run(name, reference, *arguments)
     if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
-        function = _Backward if name == "backward" else _Forward
-        return function.apply(*arguments)[:len(op._schema.returns)]
+        return _DERIVATIVES[name].apply(*arguments)[:len(op._schema.returns)]
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
@@ -208,7 +291,8 @@ def _with_derivatives(name: str, *arguments: Any) -> Any:
 for _name in _SCHEMAS:
     _op = getattr(registered, _name).default
     _library.impl(_name, partial(_with_derivatives, _name), "Autograd")
-    torch.library.register_vmap(f"{NAMESPACE}::{_name}", vmap.rule(_op), lib=_library)
+    _rule = vmap.rule(_op) if _name == _without_input(_name) else _vmap_in_two_steps(_name)
+    torch.library.register_vmap(f"{NAMESPACE}::{_name}", _rule, lib=_library)
 
 
 def weight_gradient(dpre: Tensor, output: Tensor, h0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
@@ -297,10 +381,26 @@ def recurrence(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | No
     Differentiable in ``wx``, ``weight_hh``, ``h0``, ``s0``, ``reset_h`` and ``reset_s``, to any order. Arguments are
     contiguous and consistent, and ``backend`` comes from :func:`backend_for`; the callers in this package see to that.
     """
-    name = "forward" if save else "inference"
-    problem = wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask
+    return _call("forward" if save else "inference", rows, cell, reverse, backend, wx, weight_hh, h0, s0, reset,
+                 reset_h, reset_s, reset_per_row, h_mask)
+
+
+def recurrence_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_hh: Tensor, h0: Tensor | None,
+                          s0: Tensor | None, rows: Rows, cell: str, *, reset: Tensor | None = None,
+                          reset_h: Tensor | None = None, reset_s: Tensor | None = None, reset_per_row: bool = False,
+                          h_mask: Tensor | None = None, backend: str, save: bool = False) -> Results:
+    """:func:`recurrence` of ``wx = W_ih x + bias``, for a backend that takes these.
+
+    ``x`` (P, I), ``weight_ih`` (K*G*H, I), ``bias`` (K*G*H,) or None; differentiable in them too.
+    """
+    return _call("forward_from_input" if save else "inference_from_input", rows, cell, False, backend, x.contiguous(),
+                 weight_ih.contiguous(), bias, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask)
+
+
+def _call(name: str, rows: Rows, cell: str, reverse: bool, backend: str, *problem: Any) -> Results:
+    """Op ``name``, by the shortest way that does what the dispatcher would."""
     plain = is_plain()
-    if plain and _is_unseen(wx, weight_hh, h0, s0, reset, reset_h, reset_s, h_mask):
+    if plain and _is_unseen(*(value for value in problem if not isinstance(value, bool))):
         # What the dispatcher would come to: the detour takes as long as a step of a small layer.
         results = getattr(load(backend), name)(*problem, rows, cell, reverse)
     elif plain:
@@ -309,4 +409,4 @@ def recurrence(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | No
         onnx.refuse("a recurrence by itself, as in FusedxLSTMCell")
     else:
         results = getattr(registered, name).default(*problem, *rows.arguments(), cell, reverse, backend)
-    return results if save else (*results, None, None)
+    return results if name.startswith("forward") else (*results, None, None)

@@ -11,7 +11,8 @@ from .ahead_of_time import TARGETS, compiled, signature
 from .ptx import Kernel
 from .ptx_memory import Sparse
 
-_ROWS = {"wx": 0, "reset": 0, "output": 0, "pre": 0, "states": 1, "d_output": 0, "d_pre": 0, "d_states": 1, "dpre": 0}
+_ROWS = {"wx": 0, "x_in": 0, "reset": 0, "output": 0, "pre": 0, "states": 1, "d_output": 0, "d_pre": 0, "d_states": 1,
+         "dpre": 0}
 """Which dimension counts rows, by argument."""
 _RESET_ROWS = {"reset_h": 0, "reset_s": 1, "dreset_h": 0, "dreset_s": 1}
 """The same of a reset state per row."""

@@ -25,6 +25,8 @@ class Case(NamedTuple):
     resets: bool = False
     B: int = 16
     tf32: bool = False
+    I: int = 0
+    """Features of an input whose product is in the kernel; 0 for none."""
 
 
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -38,6 +40,10 @@ TESTED = (
     *(Case("sm_90", bf16, "gru", D, resets=True) for D in (128, 512)), Case("sm_90", fp16, "lstm", 128, resets=True),
     *(Case("sm_90", fp32, "slstm", D) for D in (64, 128, 512)), Case("sm_90", fp32, "gru", 64),
     Case("sm_90", fp32, "lstm", 200, resets=True), *(Case("sm_90", fp32, "slstm", D, tf32=True) for D in (64, 512)),
+    Case("sm_90", bf16, "slstm", 64, I=16), Case("sm_90", bf16, "slstm", 128, I=32),
+    Case("sm_90", fp16, "gru", 128, resets=True, I=32), Case("sm_80", bf16, "lstm", 64, I=32),
+    Case("sm_100", bf16, "slstm", 64, I=32), Case("sm_120", fp16, "lstm", 64, I=5),
+    Case("gfx942", bf16, "slstm", 64, I=16),
     # What other devices make of it.
     *(Case(target, bf16, "slstm", 128) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
     *(Case(target, fp32, "gru", 64) for target in ("sm_80", "sm_100", "sm_120", "gfx942")),
@@ -67,7 +73,11 @@ KNOWN_SPILLS = {
     (Case("sm_90", bf16, "slstm", 128, resets=True), True): 56,
     (Case("sm_90", bf16, "slstm", 1024, resets=True), True): 8, (Case("sm_90", fp16, "slstm", 300), False): 32,
     (Case("sm_90", fp32, "gru", 64), False): 8, (Case("sm_100", fp32, "gru", 64), False): 16,
-    (Case("sm_100", fp16, "gru", 512), True): 16,
+    (Case("sm_100", fp16, "gru", 512), True): 16, (Case("sm_90", bf16, "slstm", 2048, resets=True), True): 8,
+    (Case("sm_90", bf16, "slstm", 512, resets=True, B=256), False): 8,
+    (Case("sm_90", bf16, "slstm", 512, resets=True, B=256), True): 8,
+    (Case("sm_90", fp16, "slstm", 300, resets=True), False): 24,
+    (Case("sm_90", fp16, "slstm", 300, resets=True), True): 24,
 }
 """``(case, backward)`` -> bytes of spilled registers, where a kernel has any."""
 
@@ -103,7 +113,12 @@ def calls(case):
         launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel = recorders
         launch.device_of = lambda device: TARGETS[case.target][1]
         launch.precision = lambda: "tf32" if case.tf32 else "ieee"
-        output, _, _, pre, states = launch.forward(True, wx, *rest, *options)
+        if case.I:
+            assert config.takes_input(D, case.I, case.dtype.itemsize, TARGETS[case.target][1])
+            input = (torch.zeros(shape, dtype=case.dtype) for shape in ((2 * B, case.I), (G * D, case.I), (G * D,)))
+            output, _, _, pre, states = launch.forward_from_input(True, *input, *rest, *options)
+        else:
+            output, _, _, pre, states = launch.forward(True, wx, *rest, *options)
         launch.backward(*rest, pre, states, output, output, None, None, None, None, *options)
     finally:
         for name, value in zip(names, before):
@@ -133,14 +148,14 @@ def over_budget(case, backward, need):
 def main():
     # Not from Triton's cache, so that the seconds are those of a first call.
     knobs.compilation.always_compile = True
-    print(f"{'target':7} {'dtype':8} {'cell':5} {'D':>4} {'B':>3} resets pass {'tile':>7} slices warps "
+    print(f"{'target':7} {'dtype':8} {'cell':5} {'D':>4} {'I':>2} {'B':>3} resets pass {'tile':>7} slices warps "
           f"{'shared':>7} {'of':>7} registers stack mma tmem {'CPU s':>5}")
     failures = []
     for case in CASES:
         for backward in (False, True):
             arguments, options, need = needs(case, backward)
             dtype = "tf32" if case.tf32 else str(case.dtype).removeprefix("torch.")
-            name = (f"{case.target:7} {dtype:8} {case.cell:5} {case.D:>4} {case.B:>3} "
+            name = (f"{case.target:7} {dtype:8} {case.cell:5} {case.D:>4} {case.I:>2} {case.B:>3} "
                     f"{'yes' if case.resets else 'no':>6} {'bwd' if backward else 'fwd':>4}")
             print(f"{name} {arguments['BLOCK_B']:>3}x{arguments['BLOCK_U']:<3} {arguments['slices']:>6} "
                   f"{options['num_warps']:>5} {need['shared']:>7} {TARGETS[case.target][1].shared_limit:>7} "

@@ -2,8 +2,9 @@
 
 A backend is a module with the functions ``inference``, ``forward`` and ``backward`` (signatures and shapes in
 :mod:`xlstm_fused.backends.reference`) and ``refuses(device_type, dtype, cell)``, which returns None or the reason in
-words; one that does not run heads of every size has ``too_large(head_dim, dtype)`` beside it. Modules are imported when
-first asked for.
+words; one that does not run heads of every size has ``too_large(head_dim, dtype)`` beside it. One that can form the
+input product itself has ``takes_input(head_dim, inputs, dtype, device)``, ``inference_from_input`` and
+``forward_from_input``. Modules are imported when first asked for.
 """
 
 from __future__ import annotations
@@ -82,6 +83,13 @@ def choose(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim:
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot run cell={cell!r} in {dtype} on a {device_type} device: {reason}")
     return name
+
+
+@constant
+def takes_input(name: str, head_dim: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether backend ``name`` forms the product of ``inputs`` features with their weights itself."""
+    backend = load(name)
+    return hasattr(backend, "takes_input") and backend.takes_input(head_dim, inputs, dtype, device)
 
 
 def backends() -> BackendTable:

@@ -51,6 +51,13 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
     return _missing(device_type)
 
 
+def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether :func:`forward_from_input` and :func:`inference_from_input` are the way to go, for an input of ``inputs``
+    features to heads of D units; see config.takes_input."""
+    result: bool = _launch().takes_input(D, inputs, dtype, device)
+    return result
+
+
 def inference(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``."""
     results: tuple[Tensor, ...] = _launch().forward(False, *arguments)
@@ -60,6 +67,18 @@ def inference(*arguments: Any) -> tuple[Tensor, ...]:
 def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
     results: tuple[Tensor, ...] = _launch().forward(True, *arguments)
+    return results
+
+
+def inference_from_input(*arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`inference` for ``x, weight_ih, bias`` in place of ``wx``."""
+    results: tuple[Tensor, ...] = _launch().forward_from_input(False, *arguments)
+    return results
+
+
+def forward_from_input(*arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`forward` for ``x, weight_ih, bias`` in place of ``wx``."""
+    results: tuple[Tensor, ...] = _launch().forward_from_input(True, *arguments)
     return results
 
 

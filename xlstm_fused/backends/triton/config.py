@@ -69,6 +69,8 @@ TILE = 1024
 """Most sequences times units of a program that shares a head."""
 STAGES = 3
 """Tiles of the matrix on the way from the caches at a time, where it streams."""
+INPUTS = 32
+"""Most features of an input that the forward pass multiplies by their weights itself."""
 GATES = 4
 RESERVE = 24 << 10
 """Bytes of shared memory that tiles of h and of the gates change layout in, at most."""
@@ -82,6 +84,17 @@ def fits(rows: int, units: int, itemsize: int, device: Device) -> bool:
 def padded(size: int) -> int:
     """The side of a tile of ``size`` numbers: a power of two, as many as a matrix instruction takes at least."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+def takes_input(D: int, inputs: int, itemsize: int, device: Device) -> bool:
+    """Whether the forward pass multiplies ``inputs`` features by their weights itself, so that ``wx`` is never written.
+
+    For few of them, where one program has the whole head and both matrices fit. Not in float32: with scalar products
+    for both, Triton 3.9 aborts.
+    """
+    side = padded(D)
+    return itemsize == 2 and 0 < inputs <= INPUTS and side in TILES[itemsize, False].alone and (
+        fits(side + padded(inputs), side, itemsize, device))
 
 
 def keeps(D: int, units: int, chunk: int, itemsize: int, device: Device) -> bool:

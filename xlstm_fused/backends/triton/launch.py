@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -145,23 +146,53 @@ def precision() -> str:
     return "tf32" if allowed and torch.version.hip is None else "ieee"
 
 
-def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
-            reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
-            cell: str, reverse: bool) -> tuple[Tensor, ...]:
+@functools.cache
+def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """:func:`config.takes_input` for tensors there."""
+    return config.takes_input(D, inputs, dtype.itemsize, device_of(device))
+
+
+def forward(save: bool, wx: Tensor, *problem: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
+    return _forward(save, lambda launch: (launch.check("wx", wx, launch.gates, launch.storage), None, None, None), 0,
+                    *problem)
+
+
+def forward_from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None,
+                       *problem: Any) -> tuple[Tensor, ...]:
+    """The same for ``wx = x W_ih^T + bias`` of shapes (P, I), (K * G * N * D, I) and (K * G * N * D), which is never in
+    memory. Only where :func:`takes_input` is true."""
+    inputs = x.shape[-1]
+
+    def checked_inputs(launch: Launch) -> tuple[Tensor | None, ...]:
+        P, *gates = launch.gates
+        features, storage = math.prod(gates), launch.storage
+        return (None, launch.check("x", x, (P, inputs), storage),
+                launch.check("weight_ih", weight_ih, (features, inputs), storage),
+                launch.check("bias", bias, (features,), storage))
+
+    return _forward(save, checked_inputs, inputs, *problem)
+
+
+def _forward(save: bool, given: Callable[[Launch], tuple[Tensor | None, ...]], inputs: int, weight_hh: Tensor,
+             h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
+             reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows, cell: str,
+             reverse: bool) -> tuple[Tensor, ...]:
+    """``given`` makes the kernel's first four arguments, of ``inputs`` features where it is not ``wx``."""
     launch = Launch(weight_hh, reset, reset_h, reset_s, reset_per_row, rows, cell, reverse, backward=False)
     storage, state, new = launch.storage, launch.state, launch.new
     output = new(launch.output, storage)
     h_n, s_n = (torch.empty(shape, dtype=dtype, device=launch.device)
                 for shape, dtype in ((launch.h0, storage), (launch.s0, state)))
     saved = (new(launch.gates, storage), new(launch.states, state)) if save else ()
-    pointers = (*(launch.check(*each) for each in (
-        ("wx", wx, launch.gates, storage), ("weight_hh", weight_hh, launch.weight_hh, storage),
+    pointers = (*given(launch), *(launch.check(*each) for each in (
+        ("weight_hh", weight_hh, launch.weight_hh, storage),
         ("h0", h0, launch.h0, storage), ("s0", s0, launch.s0, state), ("reset", reset, (rows.P,), torch.uint8),
         ("reset_h", reset_h, launch.reset_h, storage), ("reset_s", reset_s, launch.reset_s, state))),
         None if h_mask is None else launch.check("h_mask", h_mask, launch.h0, storage),
         output, h_n, s_n, *(saved or (None, None)))
-    launch.run(recurrence_fwd_kernel, pointers, launch.steps(), CELL_FORWARD=launch.cell.forward)
+    launch.run(recurrence_fwd_kernel, pointers, launch.steps(), CELL_FORWARD=launch.cell.forward, I=inputs,
+               BLOCK_I=config.padded(inputs))
     return output, h_n, s_n, *saved
 
 

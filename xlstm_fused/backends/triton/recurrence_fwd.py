@@ -85,10 +85,20 @@ def shared_product(h, units, h_mask, sequence, weight, weights, gate_stride, fir
     return split_gates(total, BLOCK_U, G)
 
 
+@triton.jit
+def load_inputs(x, row, inputs, rows, I: tl.constexpr):
+    """(BLOCK_B, BLOCK_I): what rows ``row`` (BLOCK_B,) of x (P, I) have, zero where not ``rows``."""
+    return tl.load(x + row.to(tl.int64)[:, None] * I + inputs[None, :], mask=rows[:, None] & (inputs[None, :] < I),
+                   other=0.0)
+
+
 @triton.jit(do_not_specialize=("time_stride", "batch_stride", "T", "B", "P", "K", "N", "reverse", "first_step",
                                "end_step", "slices"))
 def recurrence_fwd_kernel(
-        wx,            # (P, K, G, N, D) storage
+        wx,            # (P, K, G, N, D) storage, or None where I > 0: there it is x W_ih^T + bias, computed here
+        x_in,          # (P, I) storage, or None
+        weight_ih,     # (K, G, N, D, I) storage, or None
+        bias,          # (K, G, N, D) storage, or None; may be null
         weight_hh,     # (K, G, N, D_out, D_in) storage
         h0,            # (K, B, N, D) storage, may be null
         s0,            # (S - 1, K, B, N, D) float32, may be null
@@ -110,6 +120,7 @@ def recurrence_fwd_kernel(
         first_step, end_step,  # this launch's steps; from the second launch on the state is in h_n and s_n
         slices,
         CELL_FORWARD: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
+        I: tl.constexpr, BLOCK_I: tl.constexpr,
         RESETS: tl.constexpr,  # 0 none, 1 to zero, 2 to a state per sequence, 3 to a state per row
         BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
         SLICED: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr, PRECISION: tl.constexpr):
@@ -132,6 +143,17 @@ def recurrence_fwd_kernel(
         for start in tl.static_range(0, D, BLOCK_K):
             weights = weights + (load_gates(weight, gate_stride * D, start, first_u, D, BLOCK_U, BLOCK_K, G),)
 
+    inputs = tl.arange(0, BLOCK_I)
+    input_weights, biases = (), ()
+    if I > 0:
+        tl.static_assert(not SLICED and not JOINED, "whole heads in 16 bits")
+        for g in tl.static_range(G):
+            gate = ((k * G + g) * N + n) * D
+            tile_of_gate = tl.load(weight_ih + gate * I + u[None, :] * I + inputs[:, None],
+                                   mask=columns & (inputs[:, None] < I), other=0.0)
+            input_weights = input_weights + (tile_of_gate,)
+            biases = biases + (tl.load(bias + gate + u, mask=u < or_zero(bias, D), other=0.0).to(tl.float32),)
+
     # The state: h rounded to storage, and the others.
     resumed = first_step > 0
     h_source, s_source = tl.where(resumed, h_n, h0), tl.where(resumed, s_n, s0)
@@ -143,7 +165,11 @@ def recurrence_fwd_kernel(
     # Everything that a step reads and no step writes is loaded one step ahead.
     before = rows_at(first_step - 1, steps, backwards, time_offset, time_stride, batch_row)
     row = rows_at(first_step, steps, backwards, time_offset, time_stride, batch_row)
-    x = load_planes(wx, offset(row, k, K, n, N, D, G), gate_stride, u, (steps[:, None] > first_step) & columns, 0.0, G)
+    if I > 0:
+        x = load_inputs(x_in, row, inputs, steps > first_step, I)
+    else:
+        x = load_planes(wx, offset(row, k, K, n, N, D, G), gate_stride, u, (steps[:, None] > first_step) & columns,
+                        0.0, G)
     if RESETS > 0:
         source = tl.where(backwards, before, row)
         cut = cuts_at(first_step, steps, backwards, reset, source)
@@ -151,8 +177,11 @@ def recurrence_fwd_kernel(
     for step in range(first_step, tl.minimum(end_step, tl.max(steps, 0).to(tl.int32))):
         active = step < steps
         after = rows_at(step + 1, steps, backwards, time_offset, time_stride, batch_row)
-        next_x = load_planes(wx, offset(after, k, K, n, N, D, G), gate_stride, u,
-                             (steps[:, None] > step + 1) & columns, 0.0, G)
+        if I > 0:
+            next_x = load_inputs(x_in, after, inputs, steps > step + 1, I)
+        else:
+            next_x = load_planes(wx, offset(after, k, K, n, N, D, G), gate_stride, u,
+                                 (steps[:, None] > step + 1) & columns, 0.0, G)
         pre_sums = ()
         if RESETS > 0:
             reset_index = offset(source, k, K, n, N, D) if RESETS == 3 else sequence
@@ -171,7 +200,11 @@ def recurrence_fwd_kernel(
                 total = tl.dot(here_h, weights[0], input_precision=PRECISION)
                 pre_sums = sums(split_gates(total, BLOCK_U, G), x, G)
             for g in tl.static_range(0 if JOINED else G):
-                pre_sums = pre_sums + (tl.dot(here_h, weights[g], x[g].to(tl.float32), input_precision=PRECISION),)
+                if I > 0:
+                    given = tl.dot(x, input_weights[g], tl.zeros((BLOCK_B, BLOCK_U), tl.float32) + biases[g][None, :])
+                else:
+                    given = x[g].to(tl.float32)
+                pre_sums = pre_sums + (tl.dot(here_h, weights[g], given, input_precision=PRECISION),)
         else:
             # Where each sequence's h lies, and how many units of it there are: none where it is zero.
             h_before = tl.where(step > 0, output + offset(before, k, K, n, N, D), h0 + sequence)
