@@ -33,7 +33,7 @@ help:
 	@echo "make test   - build, then run the tests"
 	@echo "make lint   - build, then run ruff, mypy, cppcheck and the compiler with warnings as errors"
 	@echo "make sanitize - build csrc with sanitizers, then run the CPU backend's tests on that"
-	@echo "make test-triton-3.6 - build, then run the Triton tests with Triton 3.6"
+	@echo "make test-triton-3.6 - build, then run the Triton tests (TRITON_TESTS) with Triton 3.6"
 	@echo "make sanitize-gpu - build, then run the kernels on a GPU under compute-sanitizer"
 	@echo "make fuzz   - build, then make DRAWS (50000) random calls and compare each with the reference"
 	@echo "make soak   - build, then make 20000 calls of random shapes and watch memory and threads"
@@ -104,8 +104,9 @@ sanitize-thread: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_3_6) triton==3.6.0 "numpy==2.3.*"
 	touch $@
 
+TRITON_TESTS ?= tests/test_triton*.py
 test-triton-3.6: .venv/installed-triton-3.6
-	PYTHONPATH=$(CURDIR)/$(TRITON_3_6) $(BIN)/python -m pytest -n 2 tests/test_triton*.py
+	PYTHONPATH=$(CURDIR)/$(TRITON_3_6) $(BIN)/python -m pytest -n 2 $(TRITON_TESTS)
 
 # Without torch's cache of memory, whose blocks lie side by side, a kernel that leaves a tensor shows.
 sanitize-gpu: $(INSTALLED)

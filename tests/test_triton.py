@@ -30,13 +30,15 @@ from xlstm_fused.backends.triton.config import Plan  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+# Triton before 3.9 makes numbers of arrays of one element, of which numpy 2.3 warns and 2.4 has no more.
+interpreter_warns = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+
 if INTERPRETED:
     from gpu_without_gpu.interpreter import repair_bfloat16
 
     importlib.import_module("xlstm_fused.backends.triton").device_type_for_tests = "cpu"
     repair_bfloat16()
-    # Triton before 3.9 makes numbers of arrays of one element, of which numpy 2.3 warns and 2.4 has no more.
-    on_device = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")]
+    on_device = [interpreter_warns]
 else:
     without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: test_in_the_interpreter runs these")
     on_device = [pytest.mark.gpu, without_gpu]
@@ -188,6 +190,7 @@ class Memory:
         return self.empty(shape, **options).zero_()
 
 
+@interpreter_warns
 @pytest.mark.skipif(not INTERPRETED, reason="TestOnTheDevice has graphs: test_in_the_interpreter runs this one")
 def test_what_comes_again_is_replayed_and_the_same(monkeypatch, forced_plan):
     forced_plan(SHARED._replace(slices=2))

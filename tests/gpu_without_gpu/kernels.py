@@ -8,6 +8,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import triton
+from packaging.version import Version
 from triton import knobs
 
 from gpu_without_gpu.ahead_of_time import TARGETS, compiled, cpu_seconds, resources
@@ -80,6 +82,14 @@ KNOWN_SPILLS = {
     (Case("sm_90", fp16, "slstm", 300, resets=True), True): 24,
 }
 """``(case, backward)`` -> bytes of spilled registers, where a kernel has any."""
+if Version(triton.__version__) < Version("3.9"):
+    KNOWN_SPILLS |= {
+        (Case("sm_90", bf16, "slstm", 128), False): 48, (Case("sm_80", bf16, "slstm", 128), False): 32,
+        (Case("sm_80", bf16, "slstm", 128), True): 8, (Case("sm_90", fp16, "slstm", 300), True): 16,
+        (Case("sm_90", bf16, "slstm", 128, resets=True), True): 184,
+        (Case("sm_90", fp16, "lstm", 128, resets=True), True): 8,
+        (Case("sm_90", fp32, "lstm", 200, resets=True), False): 8,
+    }
 
 
 FORWARD, BACKWARD = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel
