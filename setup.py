@@ -196,14 +196,18 @@ def pybind11_include() -> Path:
 
 
 def find_ninja() -> str:
-    """Path of ninja: on PATH, or that of the ninja package."""
-    found = shutil.which("ninja")
-    if found:
-        return found
+    """Path of ninja: that of the ninja package, or on PATH.
+
+    The package first, which is what a build of the wheel has: another version cannot read what is kept of a build, and
+    would compile everything again.
+    """
     try:
         import ninja
     except ImportError:
-        raise Unavailable("ninja was not found when the package was installed") from None
+        found = shutil.which("ninja")
+        if found is None:
+            raise Unavailable("ninja was not found when the package was installed") from None
+        return found
     return str(Path(ninja.BIN_DIR, "ninja"))
 
 
