@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("wide")  # one build, however many processe
 def wide(tmp_path_factory):
     """The extension built with vectors forced to 64 bytes; unoptimised, to compile fast."""
     project = copy_build_files(tmp_path_factory.mktemp("wide"))
-    shutil.copytree(ROOT / "csrc", project / "csrc")
+    shutil.copytree(ROOT / "csrc", project / "csrc", ignore=shutil.ignore_patterns("cuda"))
     reason, printed = build(project, CXXFLAGS="-DXLSTM_FUSED_VECTOR_BYTES=64 -O1 -Wno-psabi")
     assert reason is None, printed
     library, = (project / "xlstm_fused").glob("_cpu*.so")
