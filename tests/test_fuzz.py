@@ -3,6 +3,7 @@ argument. ``make fuzz`` makes many more of them, other ones every time."""
 
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ if not backends()["cpu"].ready:
 
 DRAWS = int(os.environ.get("XLSTM_FUSED_DRAWS", 2000))
 PARTS = 8  # that workers can share
+REDRAWS = 32
+"""How often a draw in 16 bits is made again, with other numbers, before it counts as wrong."""
 
 # What messages begin with: the names of our arguments, and what nn.LSTM and nn.LSTMCell say.
 NAMED = re.compile(
@@ -53,7 +56,9 @@ def outcome(arguments, backend, dtype):
         cpu.forced_isa, cpu.forced_plan = "", None
 
 
-def check(draw, monkeypatch):
+def compared(draw, monkeypatch):
+    """``{name: (error, error of the reference in the draw's dtype)}``, both against float64, of results and gradients;
+    none of them where both raise the same error."""
     arguments = Arguments(draw)
     results, gradients, error = outcome(arguments, "cpu", draw.dtype)
     # FusedxLSTMCell takes no backend.
@@ -66,9 +71,11 @@ def check(draw, monkeypatch):
     if error is not None:
         assert type(error) is type(its_error) and str(error) == str(its_error), (error, its_error)
         assert NAMED.match(str(error)), f"{type(error).__name__}: {error}"
-        return
+        return {}
     assert its_error is None, f"only the reference raises: {its_error}"
-    for got, reference, true in ((results, same_dtype, truth[0]), (gradients, its_gradients, truth[1])):
+    found = {}
+    for kind, got, reference, true in (("", results, same_dtype, truth[0]),
+                                       ("gradient of ", gradients, its_gradients, truth[1])):
         assert list(got) == list(reference)
         for name, value in got.items():
             want = reference[name]
@@ -77,23 +84,38 @@ def check(draw, monkeypatch):
                 continue
             assert value.dtype == want.dtype and value.shape == want.shape, name
             assert value.isfinite().all() or not want.isfinite().all(), f"{name} is not finite"
-            assert_as_true(name, value, want, true[name], draw)
+            if true[name].numel():
+                found[kind + name] = error_of(value, true[name]), error_of(want, true[name])
+    return found
 
 
-def assert_as_true(name, value, reference, truth, draw):
+def error_of(value, truth):
+    return relative_error(value, truth) if truth.any() else value.double().norm().item()
+
+
+def allowed(its_error, dtype):
     """By the table; as good as the reference where the layer's dtype is not good enough for it."""
-    if truth.numel() == 0:
-        return
-    dtype = draw.dtype
-    error = relative_error(value, truth)
-    if not truth.any():
-        error = value.double().norm().item()
-    allowed = RELATIVE.get(dtype, 0)
-    if dtype != torch.float64:
-        its_error = relative_error(reference, truth) if truth.any() else reference.double().norm().item()
-        roundings = ROUNDINGS_OF_A_DRAW * max(1, draw.T / 4) ** 0.5
-        allowed = max(allowed, HALF_FACTOR * its_error + roundings * torch.finfo(dtype).eps)
-    assert error <= allowed, f"{name}: error {error:.3g} > {allowed:.3g}"
+    by_table = RELATIVE.get(dtype, 0)
+    if dtype == torch.float64:
+        return by_table
+    return max(by_table, HALF_FACTOR * its_error + ROUNDINGS_OF_A_DRAW * torch.finfo(dtype).eps)
+
+
+def check(draw, monkeypatch):
+    over = {name: errors for name, errors in compared(draw, monkeypatch).items()
+            if errors[0] > allowed(errors[1], draw.dtype)}
+    if over and draw.dtype.itemsize == 2:
+        # After many steps the reference may be right by chance, in a single number: are we as good on the whole?
+        redrawn = [compared(replace(draw, seed=draw.seed + 1 + index), monkeypatch) for index in range(REDRAWS)]
+        over = {name: [mean_square([each[name][index] for each in redrawn]) for index in (0, 1)] for name in over}
+        over = {name: errors for name, errors in over.items() if errors[0] > allowed(errors[1], draw.dtype)}
+    assert not over, ", ".join(f"{name}: error {error:.3g} > {allowed(its_error, draw.dtype):.3g}"
+                               for name, (error, its_error) in over.items())
+
+
+def mean_square(errors):
+    """The root of it."""
+    return (sum(error**2 for error in errors) / len(errors)) ** 0.5
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -11,8 +11,7 @@ HALF_FLOOR."""
 
 ROUNDINGS_OF_A_DRAW = 4
 """In place of HALF_FLOOR where a result may be a single number, which the reference may round well by chance: so many
-times the spacing of the dtype. Of more than four steps the square root of their number over four as many: each rounds
-h and the gradients once more, independently."""
+times the spacing of the dtype."""
 
 
 def relative_error(got, expected):
