@@ -9,9 +9,7 @@ import pytest
 import torch
 from problems import Problem
 from test_build import ROOT
-from test_cpu import numbers_of_bfloat16, through_cpu
-from test_reference import through_autograd
-from tolerances import assert_as_good_as, assert_close
+from test_cpu import assert_as_good_as_the_reference, assert_true, numbers_of_bfloat16
 
 from xlstm_fused.backends import cpu
 from xlstm_fused.cells import CELLS
@@ -92,12 +90,7 @@ def emulated(request, program, monkeypatch):
     ("packed", "per sequence", 1, 2, 16, False), ("one step", "zero", 1, 3, 10, False)))
 def test_values_and_gradients(cell, dtype, layout, reset, K, N, D, masked):
     problem = Problem.random(cell, layout, K, N, D, reset=reset, masked=masked, dtype=dtype)
-    expected_values, expected = problem.to(torch.float64).run(through_autograd)
-    values, gradients = problem.run(through_cpu)
-    for name, value in expected_values.items():
-        assert_close(values[name], value, name)
-    for name, gradient in expected.items():
-        assert_close(gradients[name], gradient, f"gradient of {name}")
+    assert_true(problem)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -105,21 +98,10 @@ def test_values_and_gradients(cell, dtype, layout, reset, K, N, D, masked):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_16_bit_is_as_good_as_the_reference(cell, dtype):
     problem = Problem.random(cell, "lengths", 2, 2, 13, dtype=dtype)
-    for index in (2, 4):  # as in test_cpu.py
-        problem.cotangents[index].zero_()
-    truth_values, truth = problem.to(torch.float64).run(through_autograd)
-    reference_values, reference = problem.run(through_autograd)
-    values, gradients = problem.run(through_cpu)
-    for name in values:
-        assert_as_good_as(values[name], reference_values[name], truth_values[name], name)
-    for name in gradients:
-        assert_as_good_as(gradients[name], reference[name], truth[name], f"gradient of {name}")
+    assert_as_good_as_the_reference(problem)
 
 
 @pytest.mark.usefixtures("emulated")
 def test_a_matrix_kept_in_bfloat16():
     problem = numbers_of_bfloat16(Problem.random("lstm", "time-major", 1, 1, 23, dtype=torch.float32))
-    expected_values, _ = problem.to(torch.float64).run(through_autograd)
-    values, _ = problem.run(through_cpu)
-    for name, value in expected_values.items():
-        assert_close(values[name], value, name)
+    assert_true(problem)

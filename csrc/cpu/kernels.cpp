@@ -29,7 +29,7 @@ constexpr void set_packers(Packers (&packers)[kForms]) {
   if constexpr (can_be_bfloat16<Storage>) {
     packers[kHalves] = {pack_fwd<Storage, G, BFloat16>, pack_bwd<Storage, G, BFloat16>};
   }
-  if constexpr (has_pairs<Storage>) packers[kPairs] = {pack_pairs_fwd<Storage, G>, nullptr};
+  if constexpr (has_pairs<Storage>) packers[kPairs] = {pack_fwd<Storage, G, Pair>, nullptr};
 }
 
 template <class Cell, class Storage>

@@ -82,40 +82,21 @@ XF_HD void store_in_row(BFloat16* row, int v, int count, Vec<float, W> x) {
   __builtin_memcpy(pair, &words, sizeof words);
 }
 
-// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] of numbers N, whose outputs are one vector of every
-// gate.
-template <class Storage, int G, class N>
-void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
-  constexpr int W = kLanes<Compute<Storage>>;
-  const int64_t D = p.D;
-  for (int64_t v = begin; v < end; ++v) {
-    N* panel = static_cast<N*>(panels) + v * D * G * W;
-    const int rows = int(D - v * W < W ? D - v * W : W);
-    for (int64_t in = 0; in < D; in += W) {
-      const int columns = int(D - in < W ? D - in : W);
-      for (int g = 0; g < G; ++g) {
-        VecOf<Storage> x[W];
-        load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
-        transpose(x, std::make_integer_sequence<int, W>());
-        for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
-      }
-    }
-  }
-}
-
 // The numbers of two vectors, all bfloat16, as pairs.
 template <int W>
 XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
   return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
 }
 
-// The same with panels [ceil(D_in / 2)][G][W] of pairs; load_square fills up an odd last one by zeros.
-template <class Storage, int G>
-void pack_pairs_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] of numbers N, whose outputs are one vector of each
+// gate; [ceil(D_in / 2)][G][W] of pairs, an odd last one filled up by zeros.
+template <class Storage, int G, class N>
+void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   constexpr int W = kLanes<Compute<Storage>>;
+  constexpr bool kPaired = std::is_same_v<N, Pair>;
   const int64_t D = p.D;
   for (int64_t v = begin; v < end; ++v) {
-    float* panel = static_cast<float*>(panels) + v * pairs(D) * G * W;
+    N* panel = static_cast<N*>(panels) + v * (kPaired ? pairs(D) : D) * G * W;
     const int rows = int(D - v * W < W ? D - v * W : W);
     for (int64_t in = 0; in < D; in += W) {
       const int columns = int(D - in < W ? D - in : W);
@@ -123,7 +104,14 @@ void pack_pairs_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64
         VecOf<Storage> x[W];
         load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
         transpose(x, std::make_integer_sequence<int, W>());
-        for (int i = 0; i < columns; i += 2) side_by_side(x[i], x[i + 1]).store(panel + ((in + i) / 2 * G + g) * W);
+        if constexpr (kPaired) {
+          for (int i = 0; i < columns; i += 2) {
+            const VecOf<Storage> both = side_by_side(x[i], x[i + 1]);
+            __builtin_memcpy(panel + ((in + i) / 2 * G + g) * W, &both.raw, sizeof both.raw);
+          }
+        } else {
+          for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
+        }
       }
     }
   }
@@ -161,8 +149,8 @@ void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h
 
 XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }
 
-// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] of numbers N, whose outputs are the inputs of
-// the matrix.
+// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] of numbers N, whose outputs are the inputs
+// of the matrix.
 template <class Storage, int G, class N>
 void pack_bwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   constexpr int W = kLanes<Compute<Storage>>;

@@ -75,7 +75,8 @@ class Call {
     form_ = choose_form(tile_rows);
     pack_ = pass_.once ? nullptr : pass_.pack[form_];
     // Pairs of an odd D have one number more.
-    panel_bytes_ = pack_ ? align(vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? element : 2)) : 0;
+    const int64_t numbers = vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates;
+    panel_bytes_ = pack_ ? align(numbers * (form_ == kWhole ? element : 2)) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
