@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from xlstm_fused.backends import load
 
 from .cases import SUITES, Case, select
 from .contestants import roster
@@ -15,33 +19,55 @@ from .measure import CpuClock
 from .problem import Problem
 from .runner import Options
 
-INPUT, FORWARD, BACKWARD, WEIGHTS, COPIES = (
-    "input product", "recurrence kernel, forward", "recurrence kernel, backward",
+INPUT, FORWARD, LAYER, BACKWARD, WEIGHTS, COPIES = (
+    "input product", "recurrence kernel, forward", "recurrence kernel, forward, with the input product",
+    "recurrence kernel, backward",
     "products for gradients (input, weights)", "copies, sums and other tensor operations")
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::matmul", "aten::linear")
-KERNELS = {"xlstm_fused::inference": FORWARD, "xlstm_fused::forward": FORWARD, "xlstm_fused::backward": BACKWARD}
+KERNELS = {"inference": FORWARD, "forward": FORWARD, "inference_from_input": LAYER, "forward_from_input": LAYER,
+           "backward": BACKWARD}
+PREFIX = "xlstm_fused::"
 
 
 def part_of(names: list[str]) -> str:
     """The part that an operator belongs to, from its name and those of the operators around it, the outermost last."""
     for name in reversed(names):
-        if name in KERNELS:
-            return KERNELS[name]
         if name in PRODUCTS:
             return WEIGHTS if any("Backward" in outer for outer in names) else INPUT
-    return COPIES
+    return next((KERNELS[name.removeprefix(PREFIX)] for name in reversed(names) if name.removeprefix(PREFIX) in KERNELS),
+                COPIES)
+
+
+@contextmanager
+def recorded(backend: ModuleType) -> Iterator[None]:
+    """The backend's functions as events of the profile, as which the dispatcher records only some calls of them."""
+    functions = {name: getattr(backend, name) for name in KERNELS if hasattr(backend, name)}
+
+    def record(name: str, function: Callable) -> Callable:
+        def run(*arguments):
+            with record_function(PREFIX + name):
+                return function(*arguments)
+        return run
+
+    try:
+        for name, function in functions.items():
+            setattr(backend, name, record(name, function))
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(backend, name, function)
 
 
 def split(events: Iterable, calls: int) -> dict[str, float]:
     """Milliseconds per call of each part, from a profile's events."""
-    parts = dict.fromkeys((INPUT, FORWARD, BACKWARD, WEIGHTS, COPIES), 0.0)
+    parts = dict.fromkeys((INPUT, FORWARD, LAYER, BACKWARD, WEIGHTS, COPIES), 0.0)
     for event in events:
         names, outer = [], event
         while outer is not None:
             names.append(outer.name)
             outer = outer.cpu_parent
         # Nodes of autograd and Python are no work of their own: what they cost is in the rest.
-        if event.name.startswith(("aten::", "xlstm_fused::")):
+        if event.name.startswith(("aten::", PREFIX)):
             parts[part_of(names)] += event.self_cpu_time_total / 1e3 / calls
     return parts
 
@@ -57,7 +83,7 @@ def measure(case: Case, mode: str, precision: str, threads: int) -> tuple[float,
     seconds = clock.estimate(run)
     calls = max(3, min(200, round(0.5 / seconds)))
     total = clock.block(run, calls, 0)[0]
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with recorded(load(ours.name.split()[-1])), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(calls):
             run()
     return total, split(profiler.events(), calls)

@@ -339,13 +339,17 @@ def test_breakdown_adds_up_what_operators_belong_to():
     assert breakdown.part_of(["aten::copy_", "aten::addmm", "aten::linear"]) == breakdown.INPUT
     assert breakdown.part_of(["aten::mm", "AddmmBackward0"]) == breakdown.WEIGHTS
     assert breakdown.part_of(["aten::empty", "xlstm_fused::backward", "RecurrenceBackward"]) == breakdown.BACKWARD
+    assert breakdown.part_of(["aten::empty", "xlstm_fused::inference_from_input"]) == breakdown.LAYER
     assert breakdown.part_of(["aten::cat"]) == breakdown.COPIES
-    measured = breakdown.measure(Case(3, 5, 4, 8), "training", "fp32", 1)
-    if measured is None:
-        pytest.skip("no fused backend for the CPU here")
-    total, parts = measured
-    assert total > 0
-    assert all(parts[name] > 0 for name in (breakdown.INPUT, breakdown.FORWARD, breakdown.BACKWARD, breakdown.WEIGHTS))
+    for mode, precision, expected in (
+            ("training", "fp32", {breakdown.LAYER, breakdown.BACKWARD, breakdown.WEIGHTS}),
+            ("inference", "fp32", {breakdown.LAYER}), ("inference", "bf16", {breakdown.INPUT, breakdown.FORWARD})):
+        measured = breakdown.measure(Case(3, 7, 4, 8), mode, precision, 1)
+        if measured is None:
+            pytest.skip("no fused backend for the CPU here")
+        total, parts = measured
+        assert total > 0
+        assert {name for name, ms in parts.items() if ms > 0} - {breakdown.COPIES} == expected
 
 
 def test_denormals_says_a_ratio_for_every_cell(capsys, monkeypatch):

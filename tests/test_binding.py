@@ -26,8 +26,10 @@ PROBLEM = (*SIZES, *STRIDES, *OFFSETS, "K", "N", "D", "reverse", "reset_per_row"
 ARRAYS = {"forward": ("wx", "output", "h_n", "s_n", "pre", "states"),
           "backward": ("pre", "states", "output", "d_output", "d_h_n", "d_s_n", "d_pre", "d_states", "dpre", "dh0",
                        "ds0", "dreset_h", "dreset_s")}
+INPUT = ("I", "x", "weight_ih", "bias")
 NUMBERS = (*SIZES, *STRIDES, "K", "N", "D")
-NEEDED = {"forward": ("weight_hh", "wx", "output", "h_n"), "backward": ("weight_hh", "pre", "output", "dpre", "dh0")}
+NEEDED = {"forward": ("weight_hh", "wx", "output", "h_n", "x", "weight_ih"),
+          "backward": ("weight_hh", "pre", "output", "dpre", "dh0")}
 
 NO_NUMBER = (None, "2", b"2", 1.5, float("nan"), [1], (), 2**64, -2**64, 10**30)
 NO_SIZE = (-1, -2**31, -2**63, 2**48, 2**62, 2**63 - 1, *NO_NUMBER)
@@ -36,11 +38,11 @@ NO_PLAN = ((0, 0, 0), (-1, 1, 1), (1, 1, 0), (2**40, 1, 1), (10**6, 1, 1), (2**6
            (1, 2, 3, 4), "1", 5)
 WRONG = {"cell": ("", "rnn", None, 3), "dtype": ("", "int8", None, torch.float32), "isa": ("mmx", None, 3),
          "threads": (0, -1, 2**31, -2**40, None, 1.5, "2"), "plan": NO_PLAN, "problem": (None, [], 7),
-         "arrays": (None, [], 7)}
+         "arrays": (None, [], 7), "input": (None, [], 7)}
 
 # Room for any array of a draw, whose rows are at most 9 and units 2 * 2 * 9; and where its rows lie.
 MEMORY = {name: torch.zeros(1 << 14, dtype=torch.float64) for name in {*PROBLEM, *ARRAYS["forward"],
-                                                                        *ARRAYS["backward"]}}
+                                                                        *ARRAYS["backward"], *INPUT}}
 PLACES = {name: torch.zeros(16, dtype=torch.int64) for name in OFFSETS}
 
 
@@ -60,11 +62,17 @@ def calls(draw):
     PLACES["length"][:B] = torch.tensor([draw(st.integers(-1, T + 1)) for _ in range(B)])
     problem = [values.get(name, MEMORY[name].data_ptr()) for name in PROBLEM]
     arrays = [MEMORY[name].data_ptr() for name in ARRAYS[function]]
-    arguments = dict(cell=cell, dtype=some("float32", "float64", "bfloat16", "float16"), isa=some("", *cpu._cpu.isas()),
+    dtype = some("float32", "float64", "bfloat16", "float16")
+    # Kernels of float32 alone take an input; there is no wx then.
+    features = some(0, 4) if function == "forward" and dtype == "float32" else 0
+    input = [features, *(MEMORY[name].data_ptr() for name in INPUT[1:])]
+    arguments = dict(cell=cell, dtype=dtype, isa=some("", *cpu._cpu.isas()),
                      threads=some(1, 2, 2**31 - 1), plan=some(None, None, (1, 1, 1)), problem=tuple(problem),
                      arrays=tuple(arrays))
     kind = some("right", "number", "number", "number", "address", "address", "null", "argument", "length")
-    if kind == "number":
+    if function == "forward" and kind == "number" and some(False, True):
+        input[0] = some(*NO_SIZE, *([4] if dtype != "float32" else []))
+    elif kind == "number":
         name = some(*NUMBERS)
         # Strides are not looked at where offsets are given.
         if name in STRIDES:
@@ -74,17 +82,21 @@ def calls(draw):
             kind = "right"  # of one step or sequence
     elif kind in ("address", "null"):
         fields = (problem, PROBLEM) if kind == "address" and some(False, True) else (arrays, ARRAYS[function])
+        if features and some(False, True):
+            fields = input, INPUT
         names = [name for name in fields[1] if name in MEMORY and name not in values or name in OFFSETS]
         if kind == "null":
-            names = [name for name in NEEDED[function] if name in names]
+            names = [name for name in NEEDED[function] if name in names and not (features and name == "wx")]
         name = some(*names)
         fields[0][fields[1].index(name)] = 0 if kind == "null" else draw(st.sampled_from(NO_ADDRESS))
     elif kind == "length":
-        where = some(problem, arrays)
+        where = some(problem, arrays, *([input] if function == "forward" else []))
         where[:] = some(where[:-1], [*where, 0], [], where * 2)
     arguments |= {"problem": tuple(problem), "arrays": tuple(arrays)}
+    if function == "forward":
+        arguments["input"] = tuple(input)
     if kind == "argument":
-        name = some(*WRONG)
+        name = some(*(name for name in WRONG if name in arguments))
         arguments[name] = draw(st.sampled_from(WRONG[name]))
     return function, arguments, kind != "right"
 

@@ -6,13 +6,16 @@ import struct
 import subprocess
 
 import pytest
+import test_cpu_from_input
 import torch
+from inputs import with_input
 from problems import Problem
 from test_build import ROOT
 from test_cpu import assert_as_good_as_the_reference, assert_true, numbers_of_bfloat16
 
 from xlstm_fused.backends import cpu
 from xlstm_fused.cells import CELLS
+from xlstm_fused.rows import Rows
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 SYSROOT = "/usr/aarch64-linux-gnu"
@@ -49,7 +52,7 @@ class Emulated:
     def backward(self, *arguments):
         self._call(True, *arguments)
 
-    def _call(self, backward, cell, dtype, isa, threads, plan, problem, arrays):
+    def _call(self, backward, cell, dtype, isa, threads, plan, problem, arrays, input=()):
         T, B, P, *_, K, N, D = problem[:11]
         storage, state = getattr(torch, dtype).itemsize, 8 if dtype == "float64" else 4
         G, others = len(CELLS[cell].gates), len(CELLS[cell].states) - 1
@@ -60,8 +63,9 @@ class Emulated:
         if backward:
             sizes += [gates, row_states, output, output, h, s, gates, row_states, gates, h, s, *resets]
         else:
-            sizes += [gates, output, h, s, gates, row_states]
-        fields = [*problem, *arrays]
+            weights = storage * K * G * N * D
+            sizes += [gates, output, h, s, gates, row_states, None, storage * P * input[0], weights * input[0], weights]
+        fields = [*problem, *arrays, *input]
         lengths = [-1 if size is None or address == 0 else size for size, address in zip(sizes, fields, strict=True)]
         rest = [0] * (33 - len(fields))
         numbers = [int(value) if size is None else 0 for size, value in zip(sizes, fields)]
@@ -105,3 +109,12 @@ def test_16_bit_is_as_good_as_the_reference(cell, dtype):
 def test_a_matrix_kept_in_bfloat16():
     problem = numbers_of_bfloat16(Problem.random("lstm", "time-major", 1, 1, 23, dtype=torch.float32))
     assert_true(problem)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("bias", (False, True))
+def test_an_input(bias):
+    problem = with_input(Problem.random("slstm", Rows.dense(29, 5, False), 2, 1, 9, dtype=torch.float32), 7)
+    if not bias:
+        del problem.tensors["bias"]
+    test_cpu_from_input.assert_true(problem)

@@ -25,20 +25,18 @@ namespace {
 // (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
 using PlanArgument = std::optional<std::tuple<int64_t, int64_t, int64_t>>;
 
-Plan choose_plan(const Problem& p, const Kernel& kernel, int threads, const PlanArgument& forced) {
-  const Shape shape = shape_of(p, kernel);
+int64_t inputs_of(const LayerParams& p) { return p.input.I; }
+int64_t inputs_of(const BackwardParams&) { return 0; }
+
+template <class Params>
+Plan choose_plan(const Params& p, const Kernel& kernel, int threads, const PlanArgument& forced) {
+  const Shape shape = shape_of(p, kernel, inputs_of(p));
   if (!forced) return make_plan(shape, std::min<int64_t>(threads, kMaxThreads));
   const auto [all, team, tiles] = *forced;
   if (shape.B > 0 && !is_valid(shape, {all, team, tiles})) {
     throw std::invalid_argument("plan: impossible for these sizes");
   }
   return {all, team, tiles};
-}
-
-template <class Params>
-void check(const Params& p, const Kernel& kernel, int threads) {
-  check(p, {kernel.gates, kernel.states});
-  require_at_least(1, "threads", threads);
 }
 
 // Whether a signal's handler, run here and now, raised: KeyboardInterrupt, say. The error is then set.
@@ -51,8 +49,9 @@ bool signal_raised() {
 
 // Whom a call asks whether to stop: nobody if it is short, or on another thread than Python's main one, which alone
 // runs handlers of signals.
-bool (*asked_by(const Problem& p, const Kernel& kernel, const Plan& plan))() {
-  if (!is_long(shape_of(p, kernel), plan)) return nullptr;
+template <class Params>
+bool (*asked_by(const Params& p, const Kernel& kernel, const Plan& plan))() {
+  if (!is_long(shape_of(p, kernel, inputs_of(p)), plan)) return nullptr;
   const auto threading = py::module_::import("threading");
   return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident")) ? signal_raised : nullptr;
 }
@@ -81,16 +80,18 @@ void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), co
   }
   lock_again(state);
   if (no_memory) {
-    PyErr_SetString(PyExc_MemoryError, "the cpu backend found no memory for its copy of weight_hh and its buffers");
+    PyErr_SetString(PyExc_MemoryError, "the cpu backend found no memory for its copies of the weights and its buffers");
   }
   if (stopped || no_memory) throw py::error_already_set();
 }
 
 void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
-             const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
+             const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays, const py::tuple& input) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
-  const ForwardParams p = forward_params(problem, arrays);
-  check(p, kernel, threads);
+  const LayerParams p{forward_params(problem, arrays), input_of(input)};
+  check(p, {kernel.gates, kernel.states}, p.input);
+  require_at_least(1, "threads", threads);
+  if (p.input.I > 0 && !kernel.pack_input) throw std::invalid_argument("input: expected none for " + dtype);
   const Plan plan = choose_plan(p, kernel, threads, forced);
   run(recurrence_fwd, p, kernel, plan);
 }
@@ -99,7 +100,8 @@ void backward(const std::string& cell, const std::string& dtype, const std::stri
               const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
   const BackwardParams p = backward_params(problem, arrays);
-  check(p, kernel, threads);
+  check(p, {kernel.gates, kernel.states});
+  require_at_least(1, "threads", threads);
   const Plan plan = choose_plan(p, kernel, threads, forced);
   run(recurrence_bwd, p, kernel, plan);
 }
@@ -153,8 +155,9 @@ PYBIND11_MODULE(_cpu, module) {
 #define ARGUMENTS \
   py::arg("cell"), py::arg("dtype"), py::arg("isa"), py::arg("threads"), py::arg("plan"), py::arg("problem"), \
       py::arg("arrays")
-  module.def("forward", &forward, ARGUMENTS,
-             "One recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h.");
+  module.def("forward", &forward, ARGUMENTS, py::arg("input"),
+             "One recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and those of "
+             "Input, all 0 where there is wx.");
   module.def("backward", &backward, ARGUMENTS,
              "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams.");
 #undef ARGUMENTS

@@ -1,6 +1,8 @@
 // The forward pass of one job.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/pack.h"
 #include "cpu/step.h"
 
@@ -9,10 +11,11 @@ namespace {
 
 // Buffers, R = rows of the job: shared is exchange[2][R][stride] and carry[S][R][units]; own is sums[R][G][W] and
 // cursors[R]. exchange holds h as the next step's product takes it: masked, and replaced where the next row resets, so
-// that the threads of a team meet once per step. carry[0] is used only by cells that read h.
+// that the threads of a team meet once per step. carry[0] is used only by cells that read h. input is rows of x, which
+// several steps take, then their products.
 template <class Cell, class Storage, bool kSave>
-class Forward : Pass<Cell, Storage, ForwardParams> {
-  using Base = Pass<Cell, Storage, ForwardParams>;
+class Forward : Pass<Cell, Storage, LayerParams> {
+  using Base = Pass<Cell, Storage, LayerParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
       Base::sums_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
@@ -20,7 +23,7 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
  public:
   // One row in the current step.
   struct Cursor {
-    const Storage* wx;  // (G, gate_stride)
+    const Storage* wx;  // of gate g and vector v at g * wx_gate_ + v * wx_vector_
     Storage* pre;       // (G, gate_stride)
     Storage* output;
     E* states;            // (S - 1, row_plane)
@@ -30,8 +33,10 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
     Source<Storage> replacement;  // of the state before the next step, if cut
   };
 
-  Forward(const ForwardParams& p, const Job& job)
-      : Base(p, job, p.D), cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)) {}
+  Forward(const LayerParams& p, const Job& job)
+      : Base(p, job, p.D), cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
+        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E))), x_(static_cast<E*>(job.input)),
+        wx_gate_(p.input.I ? W : place_.gate_stride()), wx_vector_(p.input.I ? input_.rows * G * W : W) {}
 
   void run() {
     for (int64_t i = 0; i < job_.count; ++i) start(i);
@@ -40,17 +45,48 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
       while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
       if (active == 0) break;
       if (!job_.goes_on()) return;
+      if (p_.input.I && step % input_.steps == 0) multiply_input(step, active);
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       const E* h = exchange_ + step % 2 * size_.exchange;
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
       for (int64_t v = job_.begin; v < job_.end; ++v) {
         product(v, active, h);
-        for (int64_t i = 0; i < active; ++i) advance(i, v * W, next_h);
+        for (int64_t i = 0; i < active; ++i) advance(i, v, next_h);
       }
     }
   }
 
  private:
+  // The products of the input for as many steps as there are buffers for, of which this is the first.
+  void multiply_input(int64_t step, int64_t active) {
+    if constexpr (takes_input<Storage>) {
+      const int64_t I = p_.input.I;
+      int64_t rows = 0;
+      for (int64_t last = step + input_.steps; step < last; ++step) {
+        while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
+        for (int64_t i = 0; i < active; ++i, ++rows) {
+          const int64_t row = place_.walk(job_.sequences[i]).row(step);
+          E* x = x_ + rows * input_.stride;
+          std::copy_n(static_cast<const Storage*>(p_.input.x) + row * I, I, x);
+          if (p_.input.bias) x[I] = 1;
+        }
+      }
+      for (int64_t v = job_.begin; v < job_.end; ++v) {
+        multiply<G>(static_cast<const E*>(job_.input_panels) + v * input_.columns * G * W, input_.columns, x_,
+                    input_.stride, rows, x_ + input_.x + (v - job_.begin) * wx_vector_);
+      }
+      taken_ = 0;
+    }
+  }
+
+  // Row `row`'s wx, or the next of the products of the input.
+  const Storage* next_wx(int64_t row) {
+    if constexpr (takes_input<Storage>) {
+      if (p_.input.I) return x_ + input_.x + taken_++ * G * W - job_.begin * wx_vector_;
+    }
+    return static_cast<const Storage*>(p_.wx) + place_.gates(row);
+  }
+
   void product(int64_t v, int64_t active, const E* h) {
     if constexpr (has_pairs<Storage>) {
       if (job_.form == kPairs) {
@@ -94,13 +130,13 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
     }
   }
 
-  Cursor cursor(int64_t i, int64_t step) const {
+  Cursor cursor(int64_t i, int64_t step) {
     const int64_t b = job_.sequences[i];
     const Walk walk = place_.walk(b);
     const int64_t row = walk.row(step), gates = place_.gates(row), state = place_.row_state(row);
     const bool last = step + 1 == walk.length;
     const int64_t cut = last ? -1 : walk.cut(step + 1);
-    return {static_cast<const Storage*>(p_.wx) + gates,
+    return {next_wx(row),
             at(static_cast<Storage*>(p_.pre), gates),
             static_cast<Storage*>(p_.output) + state,
             at(static_cast<E*>(p_.states), state),
@@ -108,15 +144,15 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
             b, last, cut >= 0, cut >= 0 ? place_.replacement(b, cut) : Source<Storage>{}};
   }
 
-  // Row i's units from u: the cell, on what the product left in sums.
-  XF_HD void advance(int64_t i, int64_t u, E* next_h) {
+  // Row i's vector v of units: the cell, on what the product left in sums.
+  XF_HD void advance(int64_t i, int64_t v, E* next_h) {
     const Cursor& row = cursors_[i];
+    const int64_t u = v * W;
     const int n = lanes(u);
     V pre[G], s[S], next[S];
     for (int g = 0; g < G; ++g) {
-      const int64_t index = g * place_.gate_stride() + u;
-      pre[g] = V::load(sums_ + (i * G + g) * W) + load(row.wx + index, n);
-      if constexpr (kSave) store(row.pre + index, pre[g], n);
+      pre[g] = V::load(sums_ + (i * G + g) * W) + load(row.wx + g * wx_gate_ + v * wx_vector_, n);
+      if constexpr (kSave) store(row.pre + g * place_.gate_stride() + u, pre[g], n);
     }
     for (int j = Cell::kReadsH ? 0 : 1; j < S; ++j) s[j] = V::load(in(carry_, i, u) + j * size_.plane);
     if constexpr (!Cell::kReadsH) s[0] = V(0);
@@ -147,10 +183,14 @@ class Forward : Pass<Cell, Storage, ForwardParams> {
   }
 
   Cursor* const cursors_;
+  const InputBuffers input_;
+  E* const x_;
+  const int64_t wx_gate_, wx_vector_;
+  int64_t taken_ = 0;  // of the products of the input
 };
 
 template <class Cell, class Storage>
-void recurrence_fwd(const ForwardParams& p, const Job& job) {
+void recurrence_fwd(const LayerParams& p, const Job& job) {
   if (p.pre) Forward<Cell, Storage, true>(p, job).run();
   else Forward<Cell, Storage, false>(p, job).run();
 }

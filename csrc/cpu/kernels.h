@@ -14,6 +14,11 @@ namespace xlstm_fused::cpu {
 // consecutive k side by side, which meet two of h in one instruction.
 enum Form { kWhole, kHalves, kPairs, kForms };
 
+// The forward pass of a layer: of wx, or of an input where there is one.
+struct LayerParams : ForwardParams {
+  Input input;
+};
+
 // One thread's part of one job: the whole walk of some sequences through one head of one direction.
 struct Job {
   int64_t k, n;              // direction, head
@@ -25,8 +30,10 @@ struct Job {
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
   const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
   Form form;           // of the panels
+  const void* input_panels;  // the head's weights of the input as packed, if there is one
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
+  void* input;         // (InputBuffers,) of this thread, if there is an input
 
   // Called once per step, by all threads of the job at the same place: whether it goes on.
   XF_HD bool goes_on() const {
@@ -59,18 +66,42 @@ XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, i
   return {stride, rows * stride, rows * vectors(D, lanes) * lanes};
 }
 
+// The fewest rows of an input to multiply by their weights at a time, several steps of them where a step has fewer: so
+// many that reading the weights is not what takes the time, and few enough for the products to stay in cache.
+constexpr int64_t kInputRows = 128;
+
+// What a thread with `vectors` vectors of units multiplies at a time, in elements of the compute type: x, then the
+// products (vectors, rows, gates, lanes).
+struct InputBuffers {
+  int64_t steps, rows;
+  int64_t columns;  // of x: the features and, where there is a bias, a 1 for it
+  int64_t stride;   // of x (rows, stride)
+  int64_t x, products;  // elements
+
+  XF_HD int64_t elements() const { return x + products; }
+};
+
+XF_HD InputBuffers input_buffers(const Input& input, int64_t rows, int64_t vectors, int64_t gates, int64_t lanes,
+                                 int64_t element_size) {
+  const int64_t steps = (kInputRows + rows - 1) / rows, all = steps * rows;
+  const int64_t columns = input.I + (input.bias ? 1 : 0), stride = row_stride(columns, element_size);
+  return {steps, all, columns, stride, all * stride, vectors * all * gates * lanes};
+}
+
 // Those that write panels of one form; nullptr where a kernel has no use for it.
 struct Packers {
   void (*fwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
   void (*bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
 };
 
+// pack_input writes panels of the weights of the input, and is nullptr where the kernel takes none.
 struct Kernel {
   int64_t lanes, element_size, gates, states;
   size_t cursor_bytes;  // per row, the larger of forward's and backward's
   bool (*is_bfloat16)(const Problem&, int64_t gates);  // whether the matrix is the same in bfloat16
   Packers pack[kForms];
-  void (*forward)(const ForwardParams&, const Job&);
+  void (*pack_input)(const LayerParams&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  void (*forward)(const LayerParams&, const Job&);
   void (*backward)(const BackwardParams&, const Job&);
 };
 

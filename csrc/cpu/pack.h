@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/storage.h"
 #include "params.h"
@@ -88,31 +89,56 @@ XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
   return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
 }
 
-// Vectors [begin, end) of units of head n, each a panel [D_in][G][W] of numbers N, whose outputs are one vector of each
-// gate; [ceil(D_in / 2)][G][W] of pairs, an odd last one filled up by zeros.
+// The vector v of units of head n, of each gate of a matrix (K, G, N, D, inputs), to a panel [inputs][G][W] of numbers N;
+// [ceil(inputs / 2)][G][W] of pairs, an odd last one filled up by zeros.
 template <class Storage, int G, class N>
-void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+void pack_rows(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v, N* panel) {
   constexpr int W = kLanes<Compute<Storage>>;
   constexpr bool kPaired = std::is_same_v<N, Pair>;
-  const int64_t D = p.D;
-  for (int64_t v = begin; v < end; ++v) {
-    N* panel = static_cast<N*>(panels) + v * (kPaired ? pairs(D) : D) * G * W;
-    const int rows = int(D - v * W < W ? D - v * W : W);
-    for (int64_t in = 0; in < D; in += W) {
-      const int columns = int(D - in < W ? D - in : W);
-      for (int g = 0; g < G; ++g) {
-        VecOf<Storage> x[W];
-        load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, rows, columns, x);
-        transpose(x, std::make_integer_sequence<int, W>());
-        if constexpr (kPaired) {
-          for (int i = 0; i < columns; i += 2) {
-            const VecOf<Storage> both = side_by_side(x[i], x[i + 1]);
-            __builtin_memcpy(panel + ((in + i) / 2 * G + g) * W, &both.raw, sizeof both.raw);
-          }
-        } else {
-          for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
+  const int rows = int(p.D - v * W < W ? p.D - v * W : W);
+  for (int64_t in = 0; in < inputs; in += W) {
+    const int columns = int(inputs - in < W ? inputs - in : W);
+    for (int g = 0; g < G; ++g) {
+      const int64_t row = ((k * G + g) * p.N + n) * p.D + v * W;
+      VecOf<Storage> x[W];
+      load_square(static_cast<const Storage*>(matrix) + row * inputs + in, inputs, rows, columns, x);
+      transpose(x, std::make_integer_sequence<int, W>());
+      if constexpr (kPaired) {
+        for (int i = 0; i < columns; i += 2) {
+          const VecOf<Storage> both = side_by_side(x[i], x[i + 1]);
+          __builtin_memcpy(panel + ((in + i) / 2 * G + g) * W, &both.raw, sizeof both.raw);
         }
+      } else {
+        for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
       }
+    }
+  }
+}
+
+// Vectors [begin, end) of units of head n, each a panel whose outputs are one vector of each gate.
+template <class Storage, int G, class N>
+void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  const int64_t size = (std::is_same_v<N, Pair> ? pairs(p.D) : p.D) * G * kLanes<Compute<Storage>>;
+  for (int64_t v = begin; v < end; ++v) {
+    pack_rows<Storage, G>(p, p.weight_hh, p.D, k, n, v, static_cast<N*>(panels) + v * size);
+  }
+}
+
+// The same of the weights of the input, with the bias as those of one feature more.
+template <class Storage, int G>
+void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  using E = Compute<Storage>;
+  constexpr int W = kLanes<E>;
+  const Input& input = p.input;
+  const int64_t size = (input.I + (input.bias ? 1 : 0)) * G * W;
+  for (int64_t v = begin; v < end; ++v) {
+    E* panel = static_cast<E*>(panels) + v * size;
+    pack_rows<Storage, G>(p, input.weight_ih, input.I, k, n, v, panel);
+    if (!input.bias) continue;
+    for (int g = 0; g < G; ++g) {
+      const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
+      const int units = int(p.D - v * W < W ? p.D - v * W : W);
+      load(static_cast<const Storage*>(input.bias) + unit, units).store(panel + (input.I * G + g) * W);
     }
   }
 }

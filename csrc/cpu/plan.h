@@ -13,6 +13,7 @@ struct Shape {
   int64_t D;      // units of a head
   int64_t gates;
   int64_t lanes, element_size;  // of the vectors, of the compute type
+  int64_t inputs = 0;           // features whose products are part of the pass
 };
 
 // heads * tiles jobs, each the walk of about B / tiles sequences through one head, done by teams of `team` threads that
@@ -49,7 +50,8 @@ constexpr double kFarBytes = 10;
 // One step of one thread: rows sequences, `vectors` vectors of units.
 inline double step(const Shape& s, int64_t rows, int64_t vectors) {
   const double products = double(s.gates * vectors * s.D);
-  const double arithmetic = products * double(rows) * (rows == 1 ? 1.0 : 0.6);
+  const double inputs = double(s.gates * vectors * s.inputs);
+  const double arithmetic = (products * (rows == 1 ? 1.0 : 0.6) + inputs * 0.6) * double(rows);
   const double bytes = products * double(s.lanes * s.element_size);
   const double traffic = bytes <= kL1 ? 0 : bytes / (bytes <= kL2 ? kL2Bytes : kFarBytes);
   return kStep + std::max(arithmetic, traffic) + kPointwise * double(rows * vectors);

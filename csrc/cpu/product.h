@@ -20,8 +20,8 @@ constexpr bool kManyRegisters = true;
 constexpr bool kManyRegisters = XLSTM_FUSED_VECTOR_BYTES == 64;
 #endif
 
-// Bytes of panel that are applied to all rows before the next ones, so that they are read from the first-level cache.
-constexpr int64_t kChunkBytes = 16384;
+// Bytes of panel that are applied to all rows before the next ones, so that they are read from the second-level cache.
+constexpr int64_t kChunkBytes = 65536;
 
 template <int NV, class E, int W>
 XF_HD void load_row(const E* p, Vec<E, W> (&r)[NV]) {

@@ -5,6 +5,7 @@
 #include <new>
 #include <numeric>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -51,6 +52,7 @@ struct Pass {
   int64_t columns;  // of the rows that meet the packed matrix
   int64_t planes;   // arrays of the states' size
   bool once;        // whether the matrix is used unpacked
+  Input input;      // I = 0: none
   void (*pack[kForms])(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: not in that form
 };
 
@@ -78,23 +80,30 @@ class Call {
     const int64_t numbers = vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates;
     panel_bytes_ = pack_ ? align(numbers * (form_ == kWhole ? element : 2)) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
+    const InputBuffers input = input_buffers(pass_.input, tile_rows, divide_up(vectors_, plan.team), kernel_.gates,
+                                             kernel_.lanes, element);
+    input_panel_bytes_ = align(pass_.input.I ? vectors_ * kernel_.lanes * input.columns * kernel_.gates * element : 0);
+    input_bytes_ = align(pass_.input.I ? input.elements() * element : 0);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
     sequences_ = tile_sequences(p_.rows, plan.tiles);
     const int64_t barriers = align(int64_t(sizeof(Barrier)) * plan.teams());
-    const int64_t bytes = heads * panel_bytes_ + barriers + plan.teams() * shared_bytes_ + plan.threads * own_bytes_;
+    const int64_t bytes = heads * (panel_bytes_ + input_panel_bytes_) + barriers + plan.teams() * shared_bytes_ +
+                          plan.threads * (own_bytes_ + input_bytes_);
     memory_ = std::aligned_alloc(kLine, size_t(std::max(bytes, kLine)));
     if (!memory_) throw std::bad_alloc();
     panels_ = static_cast<char*>(memory_);
-    barriers_ = reinterpret_cast<Barrier*>(panels_ + heads * panel_bytes_);
-    shared_ = panels_ + heads * panel_bytes_ + barriers;
+    input_panels_ = panels_ + heads * panel_bytes_;
+    barriers_ = reinterpret_cast<Barrier*>(input_panels_ + heads * input_panel_bytes_);
+    shared_ = reinterpret_cast<char*>(barriers_) + barriers;
     own_ = shared_ + plan.teams() * shared_bytes_;
+    input_ = own_ + plan.threads * own_bytes_;
     for (int64_t team = 0; team < plan.teams(); ++team) (new (barriers_ + team) Barrier)->set_size(uint32_t(plan.team));
   }
 
   // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
   void pack(int64_t thread) {
-    if (!pack_) return;
+    if (!pack_ && !pass_.input.I) return;
     int64_t turn = 0;
     for (int64_t head = 0; head < p_.K * p_.N; ++head) {
       for (int64_t member = 0; member < plan_.team; ++member) {
@@ -102,7 +111,11 @@ class Call {
         for (int64_t v = range.begin; v < range.end; v += kGroup, ++turn) {
           if (turn % plan_.threads != thread) continue;
           const int64_t end = std::min(range.end, v + kGroup);
-          pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+          if (pack_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+          if constexpr (std::is_same_v<Params, LayerParams>) {
+            if (!pass_.input.I) continue;
+            kernel_.pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
+          }
         }
       }
     }
@@ -150,7 +163,8 @@ class Call {
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  shared_ + team * shared_bytes_, own_ + thread * own_bytes_});
+                  input_panels_ + head * input_panel_bytes_, shared_ + team * shared_bytes_,
+                  own_ + thread * own_bytes_, input_ + thread * input_bytes_});
   }
 
   const Params& p_;
@@ -161,6 +175,7 @@ class Call {
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
+  int64_t input_panel_bytes_ = 0, input_bytes_ = 0;
   void* memory_ = nullptr;
   Form form_ = kWhole;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
@@ -168,6 +183,8 @@ class Call {
   Barrier* barriers_ = nullptr;
   char* shared_ = nullptr;
   char* own_ = nullptr;
+  char* input_panels_ = nullptr;
+  char* input_ = nullptr;
 };
 
 template <class Params>
@@ -218,23 +235,24 @@ bool is_empty(const Problem& p) { return p.rows.B == 0 || p.K * p.N * p.D == 0; 
 
 }  // namespace
 
-Shape shape_of(const Problem& p, const Kernel& kernel) {
+Shape shape_of(const Problem& p, const Kernel& kernel, int64_t inputs) {
   int64_t longest = p.rows.length ? 0 : p.rows.T;
   for (int64_t b = 0; p.rows.length && b < p.rows.B; ++b) longest = std::max(longest, sequence_length(p.rows, b));
-  return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size};
+  return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size,
+          inputs};
 }
 
 bool is_long(const Shape& shape, const Plan& plan) { return shape.B > 0 && total_cost(shape, plan) > kLong; }
 
-bool recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
+bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
   if (is_empty(params)) return false;
-  const Shape shape = shape_of(params, kernel);
+  const Shape shape = shape_of(params, kernel, params.input.I);
   // Packing costs about as much as a step of a few rows.
   const bool once = shape.T <= 1 && shape.B <= 8;
   Stop stop(asked, look_every(shape, plan));
-  Pass pass{params.D, kernel.states, once, {}};
+  Pass pass{params.D, kernel.states, once, params.input, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].fwd;
-  Call<ForwardParams> call(params, kernel, pass, kernel.forward, stop);
+  Call<LayerParams> call(params, kernel, pass, kernel.forward, stop);
   execute(call, shape, plan);
   return stop.requested();
 }
@@ -243,7 +261,7 @@ bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Pl
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   Stop stop(asked, look_every(shape, plan));
-  Pass pass{kernel.gates * params.D, 2 * kernel.states, false, {}};
+  Pass pass{kernel.gates * params.D, 2 * kernel.states, false, {}, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].bwd;
   Call<BackwardParams> call(params, kernel, pass, kernel.backward, stop);
   execute(call, shape, plan);

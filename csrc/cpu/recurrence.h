@@ -7,15 +7,15 @@
 
 namespace xlstm_fused::cpu {
 
-Shape shape_of(const Problem& problem, const Kernel& kernel);
+Shape shape_of(const Problem& problem, const Kernel& kernel, int64_t inputs = 0);
 
 // Whether a call is so long that somebody may want to stop it: more than a few milliseconds.
 bool is_long(const Shape& shape, const Plan& plan);
 
 // By the plan, or by the best one for as many threads as the OpenMP runtime gives where those are fewer. `asked`, which
 // may be nullptr, is called now and then from the calling thread; where it returned true, so do these, and the results
-// are not complete. Throw std::bad_alloc if there is no memory for the packed matrix and the buffers.
-bool recurrence_fwd(const ForwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)());
+// are not complete. Throw std::bad_alloc if there is no memory for the packed matrices and the buffers.
+bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)());
 bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)());
 
 }  // namespace xlstm_fused::cpu

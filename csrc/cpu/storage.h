@@ -24,6 +24,10 @@ using Compute = typename ComputeOf<Storage>::Type;
 template <class Storage>
 inline constexpr bool can_be_bfloat16 = std::is_same_v<Storage, float> || std::is_same_v<Storage, BFloat16>;
 
+// Whether such a layer's forward pass takes an input: torch's own products of the other types are as fast.
+template <class Storage>
+inline constexpr bool takes_input = std::is_same_v<Storage, float>;
+
 // Whether products of h and the matrix may be of bfloat16 by the ISA's own instruction.
 #if defined(__AVX512BF16__)
 template <class Storage>

@@ -12,7 +12,8 @@ using namespace xlstm_fused::cpu;
 
 namespace {
 
-// The first kProblem values are those of struct Problem, with its Rows, the others those of the pass, in their order.
+// The first kProblem values are those of struct Problem, with its Rows, the others those of the pass, in their order: of
+// the forward pass, those of struct Input last.
 constexpr int kProblem = 20, kFields = 33;
 
 struct Request {
@@ -47,7 +48,8 @@ int main() {
     recurrence_bwd({problem, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]}, kernel,
                    plan, nullptr);
   } else {
-    recurrence_fwd({problem, a[0], a[1], a[2], a[3], a[4], a[5]}, kernel, plan, nullptr);
+    recurrence_fwd({{problem, a[0], a[1], a[2], a[3], a[4], a[5]}, {n[kProblem + 6], a[7], a[8], a[9]}}, kernel,
+                   plan, nullptr);
   }
   for (int field = 0; field < kFields; ++field) {
     if (request.bytes[field] > 0) fwrite(at[field], 1, request.bytes[field], stdout);

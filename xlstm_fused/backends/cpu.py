@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .. import products
 from ..cells import CELLS
 from ..dtypes import FLOATING, state_dtype
 from ..rows import Rows
@@ -27,11 +29,17 @@ try:
 except ImportError as error:
     _import_error = str(error)
 
+_Input: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""``(x, weight_ih, bias)``."""
+
 forced_isa = ""
 """For tests: the instruction set to run, one of ``_cpu.isas()``; "" for the best one of this processor."""
 
 forced_plan: tuple[int, int, int] | None = None
 """For tests: ``(threads, threads in a team, tiles of the batch)`` instead of what the extension would choose."""
+
+_FEW_ROWS = 16
+"""Fewer rows than this of an input are not worth a copy of its weights."""
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOATING}
 
@@ -111,6 +119,14 @@ class _Sizes(NamedTuple):
             _address("h_mask", h_mask, self.h0, self.storage))
 
 
+    def input(self, P: int, x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> tuple[int, int, int, int]:
+        """What the extension's forward pass has last. The tuple is Input in csrc/params.h."""
+        I, features = x.shape[-1], math.prod(self.weight_hh[:4])
+        return (I, _address("x", x, (P, I), self.storage),
+                _address("weight_ih", weight_ih, (features, I), self.storage),
+                _address("bias", bias, (features,), self.storage))
+
+
 # Stepping through an environment asks for the same sizes every time.
 @lru_cache(maxsize=64)
 def _sizes(weight_shape: torch.Size, dtype: torch.dtype, P: int, B: int, cell: str) -> _Sizes:
@@ -127,17 +143,24 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, rows: Rows) -> Tensor:
     return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
 
 
-def _run(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
-         reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
-         cell: str, reverse: bool) -> tuple[Tensor, ...]:
+def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether :func:`forward_from_input` and :func:`inference_from_input` are the way to go, for an input of ``inputs``
+    features. For the other dtypes there are no such kernels: torch has the better instructions for some."""
+    return dtype == torch.float32 and inputs > 0
+
+
+def _run(save: bool, wx: Tensor | None, input: _Input | None, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None,
+         reset: Tensor | None, reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool,
+         h_mask: Tensor | None, rows: Rows, cell: str, reverse: bool) -> tuple[Tensor, ...]:
     sizes = _sizes(weight_hh.shape, weight_hh.dtype, rows.P, rows.B, cell)
     problem = sizes.problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
     wx_address = _address("wx", wx, sizes.gates, sizes.storage)
+    fields = (0, 0, 0, 0) if input is None else sizes.input(rows.P, *input)
     output = _new(sizes.output, sizes.storage, rows)
     h_n, s_n = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
     saved = (_new(sizes.gates, sizes.storage, rows), _new(sizes.states, sizes.state, rows)) if save else ()
     pre, states = (value.data_ptr() for value in saved) if save else (0, 0)
-    _cpu.forward(*problem, (wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states))
+    _cpu.forward(*problem, (wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states), fields)
     return output, h_n, s_n, *saved
 
 
@@ -145,14 +168,32 @@ def inference(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | Non
               reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
               cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``."""
-    return _run(False, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    return _run(False, wx, None, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
 
 
 def forward(wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
             reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
             cell: str, reverse: bool) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
-    return _run(True, wx, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    return _run(True, wx, None, weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+
+
+def inference_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, *problem: Any) -> tuple[Tensor, ...]:
+    """:func:`inference` of ``wx = x W_ih^T + bias``: x (P, I), weight_ih (K*G*N*D, I), bias (K*G*N*D,)."""
+    return _from_input(False, x, weight_ih, bias, *problem)
+
+
+def forward_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, *problem: Any) -> tuple[Tensor, ...]:
+    """:func:`forward` of ``wx = x W_ih^T + bias``."""
+    return _from_input(True, x, weight_ih, bias, *problem)
+
+
+def _from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_hh: Tensor,
+                *rest: Any) -> tuple[Tensor, ...]:
+    if x.shape[0] < _FEW_ROWS or not takes_input(weight_hh.shape[-1], x.shape[1], weight_hh.dtype, x.device):
+        wx = products.linear(x, weight_ih, bias).view(x.shape[0], *weight_hh.shape[:4])
+        return _run(save, wx, None, weight_hh, *rest)
+    return _run(save, None, (x, weight_ih, bias), weight_hh, *rest)
 
 
 def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
