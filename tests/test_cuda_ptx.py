@@ -198,8 +198,8 @@ GRID_MUTANTS = {
         "hidden_exchange.cuh", "(int(tag & 1) * kTiles * kTile + column) * row_words()", "column * row_words()"),
     "one buffer of words of sums": ("partial_exchange.cuh", "int(tag & 1) * plan_.programs", "0 * plan_.programs"),
     "tags of another task again": ("kernels.cuh", "tag += uint32_t(work(task));", "work(task);"),
-    "no barrier between tasks forward": (
-        "hidden_exchange.cuh", "if constexpr (kExchange == Exchange::grid) __syncthreads();", ""),
+    "no barrier between tasks": (
+        "exchange.cuh", "if constexpr (kExchange == Exchange::grid) __syncthreads();", ""),
     "no barrier of the own warps": ("backward.cuh", "    exchange.wait(turn);\n", ""),
 }
 

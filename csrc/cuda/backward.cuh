@@ -262,7 +262,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
 #pragma unroll
     for (int j = 1; j < S; ++j) store<float>(p.ds0, at + (j - 1) * place.sequence_plane(), ds[i][j]);
   }
-  exchange.finish();
+  finish<kExchange>();
   return steps;
 }
 

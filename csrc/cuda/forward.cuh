@@ -22,7 +22,7 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
     // A helper: fetches what the others compute with.
 #pragma unroll 1
     for (int64_t step = 0; step < steps; ++step) exchange.wait(step);
-    exchange.finish();
+    finish<kExchange>();
     return steps;
   }
   const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
@@ -131,7 +131,7 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
 #pragma unroll
     for (int j = 1; j < S; ++j) store<float>(p.s_n, at + (j - 1) * place.sequence_plane(), state[i][j]);
   }
-  exchange.finish();
+  finish<kExchange>();
   return steps;
 }
 
