@@ -78,10 +78,21 @@ inline void check(const Problem& p, CellSizes cell) {
   require_address("weight_hh", p.weight_hh);
 }
 
-inline void check(const ForwardParams& p, CellSizes cell) {
+inline void check(const Input& input, const Problem& p, CellSizes cell) {
+  require_at_least(0, "I", input.I);
+  if (input.I == 0) return;
+  constexpr int64_t kElement = sizeof(double);
+  require_addressable("x", {input.I, kElement, p.rows.P});
+  require_addressable("weight_ih", {p.K, cell.gates, p.N, p.D, input.I, kElement});
+  require_address("weight_ih", input.weight_ih);
+  if (p.rows.P > 0) require_address("x", input.x);
+}
+
+inline void check(const ForwardParams& p, CellSizes cell, const Input& input = {}) {
   check(static_cast<const Problem&>(p), cell);
+  check(input, p, cell);
   if (p.rows.P > 0) {
-    require_address("wx", p.wx);
+    if (input.I == 0) require_address("wx", p.wx);
     require_address("output", p.output);
     // Both, or neither: inference. A cell with one state has no others to save.
     if (p.states) require_address("pre", p.pre);

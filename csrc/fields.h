@@ -42,12 +42,18 @@ class Fields {
   size_t next_ = 0;
 };
 
-inline constexpr size_t kProblemFields = 20, kForwardFields = 6, kBackwardFields = 13;
+inline constexpr size_t kProblemFields = 20, kForwardFields = 6, kInputFields = 4,
+                        kBackwardFields = 13;
 
 inline ForwardParams forward_params(const py::tuple& problem, const py::tuple& arrays) {
   Fields rest("arrays", arrays, kForwardFields);
   return {Fields("problem", problem, kProblemFields).problem(), rest.pointer(), rest.pointer(),
           rest.pointer(), rest.pointer(), rest.pointer(), rest.pointer()};
+}
+
+inline Input input_of(const py::tuple& input) {
+  Fields fields("input", input, kInputFields);
+  return {fields.number(), fields.pointer(), fields.pointer(), fields.pointer()};
 }
 
 inline BackwardParams backward_params(const py::tuple& problem, const py::tuple& arrays) {

@@ -25,12 +25,20 @@ struct Problem {
 };
 
 struct ForwardParams : Problem {
-  const void* wx;  // (P, K, G, N, D) storage
+  const void* wx;  // (P, K, G, N, D) storage; may be nullptr where there is an Input
   void* output;    // (P, K, N, D) storage
   void* h_n;       // (K, B, N, D) storage
   void* s_n;       // (S - 1, K, B, N, D) state
   void* pre;       // (P, K, G, N, D) storage, may be nullptr together with states: inference
   void* states;    // (S - 1, P, K, N, D) state, may be nullptr
+};
+
+// What wx is made of, x W_ih^T + bias, for a kernel that forms it itself and is given no wx.
+struct Input {
+  int64_t I;              // features; 0 where wx is given, and nothing else is read then
+  const void* x;          // (P, I) storage
+  const void* weight_ih;  // (K, G, N, D, I) storage
+  const void* bias;       // (K, G, N, D) storage, may be nullptr
 };
 
 struct BackwardParams : Problem {
