@@ -94,7 +94,8 @@ def test_two_tiles_where_programs_would_take_turns():
 
 @pytest.mark.parametrize("device, itemsize, inputs, D, taken", (
     (A100, 2, 32, 128, True), (A100, 2, 1, 129, False), (A100, 4, 16, 96, True), (A100, 4, 17, 96, False),
-    (H100, 2, 32, 512, True), (H100, 2, 1, 513, False), (H100, 4, 32, 320, True), (H100, 4, 1, 384, False),
+    (A100, 4, 32, 80, True), (H100, 2, 32, 512, True), (H100, 2, 1, 513, False), (H100, 4, 32, 320, True),
+    (H100, 4, 1, 321, False), (H100, 4, 1, 120, False),
     (H100, 2, 33, 64, False), (H100, 2, 0, 64, False), (H100, 2, 1, 2049, False)))
 def test_an_input_is_taken_where_its_weights_fit_beside_the_matrix(device, itemsize, inputs, D, taken):
     assert takes_input(D, inputs, itemsize, device) == taken

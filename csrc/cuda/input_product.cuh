@@ -45,7 +45,8 @@ class InputProduct {
         make_uint4(bits_of(bias[0]), bits_of(bias[1]), bits_of(bias[2]), bits_of(bias[3]));
   }
 
-  // Brings x of these rows, of the thread's sequences, near: `form` is sooner after `load` than memory may take.
+  // Begins to bring x of these rows, of the thread's sequences, into the second-level cache: from `load` to `form` is
+  // less time than memory may take.
   __device__ __forceinline__ void prefetch(const Place<Kind, kTiles>& place, const int32_t (&row)[2 * kTiles]) const {
     if (place.local_unit > 0) return;
 #pragma unroll
@@ -89,6 +90,8 @@ class InputProduct {
 
   // Turns x into wx.
   __device__ __forceinline__ void form(Ahead<kTiles>& ahead) const {
+    // The instruction is one of all lanes, and each has stored what it has, or not.
+    __syncwarp();
     Sums<kTiles> sums = {};
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
