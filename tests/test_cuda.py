@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from inputs import from_input, two_steps, with_input
 from problems import LAYOUTS, RESETS, Problem
 from test_reference import through_autograd, through_ops
 from tolerances import assert_as_good_as, assert_close
@@ -25,15 +26,17 @@ COMBINATIONS = [(cell, layout, RESETS[(i + j) % len(RESETS)], *SHAPES[(i + 2 * j
 def through_cuda(tensors, problem):
     """Through the ops, on the GPU; results are on the CPU."""
     there = {name: value.to("cuda") for name, value in tensors.items()}
-    return tuple(value.cpu() for value in through_ops(there, problem.on("cuda"), "cuda"))
+    way = through_ops if "wx" in tensors else from_input
+    return tuple(value.cpu() for value in way(there, problem.on("cuda"), "cuda"))
 
 
 def check(problem):
     """Values and gradients, by the table of tolerances."""
-    truth, reference = problem.to(torch.float64).run(through_autograd), problem.run(through_autograd)
+    expected = through_autograd if "wx" in problem.tensors else two_steps
+    truth, reference = problem.to(torch.float64).run(expected), problem.run(expected)
     for got, expected, other in zip(problem.run(through_cuda), truth, reference):
         for name, value in got.items():
-            if problem.tensors["wx"].dtype == torch.float32:
+            if problem.tensors["weight_hh"].dtype == torch.float32:
                 assert_close(value, expected[name], name)
             else:
                 assert_as_good_as(value, other[name], expected[name], name)
@@ -51,6 +54,20 @@ def test_16_bit_is_as_good_as_the_reference(cell, dtype, D):
     problem = Problem.random(cell, "lengths", 2, 1, D, dtype=dtype)
     # As in test_cpu.py: raw m' has a kink that rounding moves values across.
     for index in (2, 4):
+        problem.cotangents[index].zero_()
+    check(problem)
+
+
+@pytest.mark.parametrize("cell, layout, K, N, D, I, reset, masked, dtype", (
+    ("lstm", "time-major", 1, 1, 13, 3, "none", False, torch.bfloat16),
+    ("slstm", "batch-first lengths", 2, 1, 128, 16, "per sequence", True, torch.float16),
+    ("gru", "packed", 2, 2, 250, 17, "per row", False, torch.float32),
+    ("slstm", "cu_seqlens", 1, 2, 320, 32, "zero", True, torch.float32),
+    ("lstm", "one step", 2, 1, 512, 1, "per row", False, torch.bfloat16)))
+def test_values_and_gradients_from_an_input(cell, layout, K, N, D, I, reset, masked, dtype):
+    """Multiplied by its weights in the kernel, where one program or a cluster has a head."""
+    problem = with_input(Problem.random(cell, layout, K, N, D, False, reset, masked, dtype=dtype), I)
+    for index in (2, 4) if dtype != torch.float32 else ():
         problem.cotangents[index].zero_()
     check(problem)
 

@@ -19,15 +19,16 @@ _cuda = importlib.import_module("xlstm_fused.backends.cuda")._cuda
 H100 = planning.Device((9, 0), 132, 227 << 10)
 T, B, D = 3, 2, 5
 SHAPE = ("exchange", "tiles", "warps", "shared_bytes", "groups")
-# The grid's words, and R as the backward pass takes it.
-MEMORY = MEMORY | {name: torch.zeros(1 << 12, dtype=torch.int64) for name in ("words", "weight_t")}
+INPUT = ("I", "x", "weight_ih", "bias")
+# The grid's words, R as the backward pass takes it, and what a forward pass may be given in place of wx.
+MEMORY = MEMORY | {name: torch.zeros(1 << 12, dtype=torch.int64) for name in ("words", "weight_t", *INPUT[1:])}
 REFUSALS = (TypeError, ValueError, OverflowError, RuntimeError)
 
 
-def right(function, exchange="alone", cell="slstm"):
+def right(function, exchange="alone", cell="slstm", inputs=0):
     """Arguments without a mistake."""
     D = 70 if exchange == "grid" else 5
-    plan = planning.plan_for(exchange, 2 if exchange != "alone" else 1, 1, D, 4, H100, function == "backward")
+    plan = planning.plan_for(exchange, 2 if exchange != "alone" else 1, 1, D, 4, H100, function == "backward", inputs)
     values = dict(T=T, B=B, P=T * B, time_stride=B, batch_stride=1, time_offset=0, batch_offset=0, length=0, K=1, N=1,
                   D=D, reverse=0, reset_per_row=0)
     address = {name: each.data_ptr() for name, each in MEMORY.items()}
@@ -35,7 +36,11 @@ def right(function, exchange="alone", cell="slstm"):
         cell=cell, kind="float32", shape=plan.launch, plan=plan.fields, device=0, stream=0,
         problem=tuple(values.get(name, address.get(name)) for name in PROBLEM),
         arrays=tuple(address[name] for name in ARRAYS[function]), words=address["words"])
-    return arguments | ({"weight_t": address["weight_t"]} if function == "backward" else {})
+    if function == "backward":
+        return arguments | {"weight_t": address["weight_t"]}
+    if inputs:
+        arguments["arrays"] = (0, *arguments["arrays"][1:])
+    return arguments | {"input": (inputs, *(address[name] if inputs else 0 for name in INPUT[1:]))}
 
 
 def wrong(function):
@@ -66,6 +71,18 @@ def wrong(function):
         yield from ((base | {name: value}, (name, value)) for value in NO_ADDRESS)
     if function == "backward":
         yield base | {"weight_t": 0}, ("weight_t", 0)
+    else:
+        given = right(function, "cluster", inputs=17)
+        for value in (33, *NO_SIZE):
+            yield changed("input", 0, value, given), ("I", value)
+        yield grid | {"input": given["input"]}, ("exchange", "a grid, given an input")
+        yield base | {"input": given["input"]}, ("shared_bytes", "without W_ih")
+        yield changed("shape", SHAPE.index("shared_bytes"), given["shape"][3] - 1, given), ("shared_bytes", "too few")
+        for index, name in enumerate(INPUT[1:], 1):
+            yield from ((changed("input", index, value, given), (name, value)) for value in (
+                *NO_ADDRESS, *((0,) if name != "bias" else ())))
+        for value in (None, 7, (), given["input"][:-1], (*given["input"], 0)):
+            yield given | {"input": value}, ("input", value)
     for index, name in enumerate(SHAPE):
         values = ("", "mesh", 3, None) if name == "exchange" else (*NO_SIZE[:3], *NO_NUMBER, 2**62)
         yield from ((changed("shape", index, value, base), (name, value)) for value in (
@@ -94,12 +111,15 @@ def main():
             else:
                 raise AssertionError("no exception")
             count += 1
-        for exchange, cell in (("alone", "gru"), ("cluster", "lstm"), ("grid", "slstm")):
+        for exchange, cell, inputs in (("alone", "gru", 0), ("cluster", "lstm", 0), ("grid", "slstm", 0),
+                                       ("alone", "slstm", 32), ("cluster", "gru", 1)):
             if torch.cuda.is_available():
                 break
-            print(function, exchange, cell, flush=True)
+            if inputs and function == "backward":
+                continue
+            print(function, exchange, cell, inputs, flush=True)
             try:
-                getattr(_cuda, function)(**right(function, exchange, cell))
+                getattr(_cuda, function)(**right(function, exchange, cell, inputs))
             except RuntimeError as error:
                 assert "cudaSetDevice" in str(error), error
             else:

@@ -9,7 +9,7 @@ import torch
 
 from xlstm_fused.backends import ORDER, choose, refuses
 from xlstm_fused.backends.cuda import plan as planning
-from xlstm_fused.backends.cuda.plan import Device, plans
+from xlstm_fused.backends.cuda.plan import Device, plans, takes_input
 
 A100 = Device((8, 0), 108, 163 << 10)
 H100 = Device((9, 0), 132, 227 << 10)
@@ -90,6 +90,36 @@ def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
 def test_two_tiles_where_programs_would_take_turns():
     assert best(512, B=64).tiles == 1
     assert best(512, heads=2, B=128).tiles == 2
+
+
+@pytest.mark.parametrize("device, itemsize, inputs, D, taken", (
+    (A100, 2, 32, 128, True), (A100, 2, 1, 129, False), (A100, 4, 16, 96, True), (A100, 4, 17, 96, False),
+    (A100, 4, 32, 80, True), (H100, 2, 32, 512, True), (H100, 2, 1, 513, False), (H100, 4, 32, 320, True),
+    (H100, 4, 1, 321, False), (H100, 4, 1, 120, False),
+    (H100, 2, 33, 64, False), (H100, 2, 0, 64, False), (H100, 2, 1, 2049, False)))
+def test_an_input_is_taken_where_its_weights_fit_beside_the_matrix(device, itemsize, inputs, D, taken):
+    assert takes_input(D, inputs, itemsize, device) == taken
+
+
+@pytest.mark.parametrize("device", (A100, H100, B200))
+@pytest.mark.parametrize("itemsize", (2, 4))
+def test_plans_that_take_an_input(device, itemsize):
+    """For every batch: as many programs as without, all of R on chip, and room for W_ih and the biases."""
+    for D in (*range(1, 140, 3), 192, 250, 256, 320, 384, 512):
+        for inputs in (1, 17, 32):
+            if not takes_input(D, inputs, itemsize, device):
+                continue
+            for B, heads in ((1, 1), (16, 2), (64, 12), (300, 2), (1000, 1)):
+                plan, other = (plans(D, heads, B, itemsize, device, False, given)[0] for given in (inputs, 0))
+                assert (plan.exchange, plan.programs, plan.tiles) == (other.exchange, other.programs, other.tiles)
+                assert plan.resident and plan.exchange != "grid" and plan.shared_bytes <= device.shared_limit
+                input_bytes = plan.warps * 32 * (-(-inputs * itemsize // 64) * 64 + 16)
+                assert plan.shared_bytes == other.shared_bytes + input_bytes
+
+
+def test_the_kernels_take_as_many_features_as_the_plan_counts_on():
+    source = re.search(r"kInputs = (\d+);", (CSRC / "plan.h").read_text())[1]
+    assert int(source) == planning.INPUTS
 
 
 def test_what_no_grid_can_take_is_refused():

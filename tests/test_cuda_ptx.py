@@ -7,10 +7,12 @@ import shutil
 import pytest
 import torch
 from gpu_without_gpu.nvcc import nvcc_path
+from inputs import from_input, two_steps, with_input
 from problems import Problem
 from test_reference import through_autograd, through_ops
 from tolerances import assert_as_good_as, assert_close
 
+from xlstm_fused import FusedxLSTM
 from xlstm_fused.rows import Rows
 
 if nvcc_path() is None:
@@ -43,17 +45,22 @@ def small(cell, D, dtype, reset="none", K=1, masked=False, B=4):
 
 def run(problem, *arguments, **options):
     """``(values, gradients, emulator)`` of one pass each way."""
+    way = through_ops if "wx" in problem.tensors else from_input
     with emulated(*arguments, **options) as emulator:
-        return *problem.run(lambda tensors, problem: through_ops(tensors, problem, "cuda")), emulator
+        return *problem.run(lambda tensors, problem: way(tensors, problem, "cuda")), emulator
 
 
-def check(problem, *arguments, **options):
-    """Runs and compares; returns the plans of both launches."""
-    truth, reference = problem.to(torch.float64).run(through_autograd), problem.run(through_autograd)
+def check(problem, *arguments, takes_input=True, **options):
+    """Runs and compares; returns the plans of both launches. ``takes_input``: whether the kernel, of a problem that
+    begins with an input, is to multiply it."""
+    expected = through_autograd if "wx" in problem.tensors else two_steps
+    truth, reference = problem.to(torch.float64).run(expected), problem.run(expected)
     *results, emulator = run(problem, *arguments, **options)
+    x = problem.tensors.get("x")
+    assert emulator.inputs == [0 if x is None or not takes_input else x.shape[1]]
     for got, expected, other in zip(results, truth, reference):
         for name, value in got.items():
-            if problem.tensors["wx"].dtype == FP32:
+            if problem.tensors["weight_hh"].dtype == FP32:
                 assert_close(value, expected[name], name)
             else:
                 assert_as_good_as(value, other[name], expected[name], name)
@@ -109,6 +116,57 @@ def test_a_grid_that_reads_at_every_step():
 @pytest.mark.parametrize("exchange", ("cluster", "grid"))
 def test_layouts_and_heads(exchange, rows, N, K, reverse):
     check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), exchange, 2)
+
+
+@pytest.mark.parametrize("cell, D, dtype, I, reset, K, masked, B", (
+    ("slstm", 33, FP32, 5, "per row", 2, True, 11),
+    ("lstm", 20, FP32, 20, "none", 1, False, 3),
+    ("lstm", 34, BF16, 5, "none", 1, False, 4),
+    ("lstm", 34, BF16, 32, "per sequence", 1, True, 9),
+    ("gru", 20, FP16, 1, "zero", 2, False, 4)))
+def test_an_input_to_one_program(cell, D, dtype, I, reset, K, masked, B):
+    """Rows of x that can be loaded 16 bytes at a time, and others; R and W_ih in one slot or several."""
+    check(with_input(small(cell, D, dtype, reset, K, masked, B), I))
+
+
+@pytest.mark.parametrize("cell, D, dtype, I, tiles, reset, K, masked, B", (
+    ("slstm", 37, BF16, 13, 1, "per row", 2, True, 11),
+    ("slstm", 37, FP32, 31, 2, "per row", 1, False, 11),
+    ("lstm", 34, FP16, 24, 2, "zero", 1, True, 3),
+    ("gru", 20, FP32, 3, 1, "per sequence", 1, False, 5)))
+def test_an_input_to_a_cluster(cell, D, dtype, I, tiles, reset, K, masked, B):
+    check(with_input(small(cell, D, dtype, reset, K, masked, B), I), "cluster", 2, tiles, schedule="random", seed=3)
+
+
+@pytest.mark.parametrize("exchange, rows, N, K", (
+    ("alone", Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1),
+    ("cluster", Rows.cumulative(torch.tensor([0, 2, 2, 5]), 5), 2, 2),
+    ("alone", Rows.dense(2, 3, True), 1, 2)), ids=("packed", "cu_seqlens", "batch-first"))
+def test_layouts_and_heads_of_an_input_without_bias(exchange, rows, N, K):
+    problem = with_input(Problem.random("lstm", rows, K, N, 20, reset="per row", dtype=BF16), 6)
+    problem.tensors.pop("bias")
+    check(problem, exchange, 2 if exchange == "cluster" else 1)
+
+
+def test_an_input_that_the_device_has_no_room_for():
+    """Of the product, the op makes two steps."""
+    check(with_input(small("lstm", 20, BF16), 5), shared_limit=5000, takes_input=False)
+    check(with_input(small("lstm", 20, BF16), 33), takes_input=False)
+
+
+def test_a_layer_with_and_without_a_graph():
+    """Both layers' inputs are narrow; inference and training are the same kernel."""
+    layer = FusedxLSTM(5, 16, 2, bidirectional=True, backend="cuda", dtype=BF16)
+    x = torch.randn(3, 2, 5, dtype=BF16)
+    with emulated() as emulator:
+        recorded, state = layer(x, lengths=[3, 1])
+        with torch.no_grad():
+            unseen, same = layer(x, lengths=[3, 1])
+    assert emulator.inputs == [5, 32] * 2
+    assert all(torch.equal(a, b) for a, b in zip((recorded, *state), (unseen, *same), strict=True))
+    layer.backend = "reference"
+    reference, _ = layer(x, lengths=[3, 1])
+    assert_as_good_as(recorded, reference, layer.double()(x.double(), lengths=[3, 1])[0])
 
 
 @pytest.mark.parametrize("exchange", ("cluster", "grid"))
@@ -192,14 +250,32 @@ def test_a_mutant_shows(name, tmp_path):
             check(small("lstm", 34, BF16), "cluster", 2, csrc=csrc, schedule="random", seed=seed)
 
 
+INPUT_MUTANTS = {
+    "x of the same step again": ("forward.cuh", "load_ahead(step + 1, next_row);", "load_ahead(step + 1, row);"),
+    "x of the sequence beside": ("input_product.cuh", "place.group % 2 ? odd : even", "even"),
+    "x as if its rows were aligned": (
+        "input_product.cuh", "input_.I % kLane == 0 && reinterpret_cast<uintptr_t>(input_.x) % 16 == 0", "true"),
+    "W_ih in the slots of R": ("forward.cuh", "product(input, slots, plan.shared_chunks)", "product(input, slots, 0)"),
+    "x taken for wx": ("forward.cuh", "      product.form(ahead);\n    }\n  }\n", "    }\n  }\n"),
+}
+
+
+@pytest.mark.parametrize("name", INPUT_MUTANTS)
+def test_a_mutant_of_the_input_product_shows(name, tmp_path):
+    csrc = mutated(tmp_path, *INPUT_MUTANTS[name])
+    # One chunk of R in registers, one in a slot.
+    with pytest.raises((AssertionError, PtxError)):
+        check(with_input(small("lstm", 34, BF16), 5), csrc=csrc)
+
+
 GRID_MUTANTS = {
     "tags not looked at": ("exchange.cuh", "return first.tag == tag && second.tag == tag;", "return true;"),
     "one buffer of words of h": (
         "hidden_exchange.cuh", "(int(tag & 1) * kTiles * kTile + column) * row_words()", "column * row_words()"),
     "one buffer of words of sums": ("partial_exchange.cuh", "int(tag & 1) * plan_.programs", "0 * plan_.programs"),
     "tags of another task again": ("kernels.cuh", "tag += uint32_t(work(task));", "work(task);"),
-    "no barrier between tasks forward": (
-        "hidden_exchange.cuh", "if constexpr (kExchange == Exchange::grid) __syncthreads();", ""),
+    "no barrier between tasks": (
+        "exchange.cuh", "if constexpr (kExchange == Exchange::grid) __syncthreads();", ""),
     "no barrier of the own warps": ("backward.cuh", "    exchange.wait(turn);\n", ""),
 }
 

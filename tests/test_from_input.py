@@ -1,20 +1,20 @@
 """The input product inside the recurrence: the same results as in two steps, and where it is taken.
 
-Kernels run in Triton's interpreter, started from test_triton.py, or on a GPU, and their PTX in test_triton_ptx.py. The
-rest is of the ops, which any backend can stand behind.
+Triton's kernels run in its interpreter, started from test_triton.py, or on a GPU, and their PTX in test_triton_ptx.py;
+those of CUDA in test_cuda.py and test_cuda_ptx.py. The rest is of the ops, which any backend can stand behind.
 """
 
 import pytest
 import torch
+from inputs import from_input, input_of, two_steps, with_input
 from problems import Problem
 from test_compile import fresh_dynamo  # noqa: F401 (a fixture)
 from test_ops import derivatives
-from test_reference import through_autograd
 from test_transforms import assert_all_close, forward_mode
 from tolerances import assert_close
 from torch.func import grad, jvp, vmap
 
-from xlstm_fused import FusedxLSTM, module, ops, products
+from xlstm_fused import FusedxLSTM, module
 from xlstm_fused.backends import takes_input
 from xlstm_fused.cells import CELLS
 
@@ -22,34 +22,6 @@ pytest.importorskip("triton", reason="triton is not installed")
 from test_triton import check, on_device
 
 from xlstm_fused.backends.triton import launch
-
-
-def with_input(problem, I):
-    """The problem with ``x``, ``weight_ih`` and ``bias`` in place of ``wx``."""
-    P, *gates = problem.tensors.pop("wx").shape
-    features, dtype = torch.Size(gates).numel(), problem.tensors["weight_hh"].dtype
-    given = {"x": torch.randn(P, I), "weight_ih": torch.randn(features, I) / I**0.5, "bias": torch.randn(features)}
-    problem.tensors = {name: value.to(dtype) for name, value in given.items()} | problem.tensors
-    return problem
-
-
-def input_of(tensors):
-    return tensors["x"], tensors["weight_ih"], tensors.get("bias")
-
-
-def two_steps(tensors, problem):
-    K, G, N, D, _ = tensors["weight_hh"].shape
-    wx = products.linear(*input_of(tensors)).view(-1, K, G, N, D)
-    return through_autograd({"wx": wx, **tensors}, problem)
-
-
-def from_input(tensors, problem, backend):
-    """The same as :func:`test_reference.through_ops`."""
-    get = tensors.get
-    return ops.recurrence_from_input(
-        *input_of(tensors), get("weight_hh"), get("h0"), get("s0"), problem.rows, problem.cell, reset=problem.reset,
-        reset_h=get("reset_h"), reset_s=get("reset_s"), reset_per_row=problem.reset_per_row, h_mask=problem.h_mask,
-        backend=backend, save=True)
 
 
 def through_op(tensors, problem, backend):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from inputs import from_input, two_steps, with_input
 from problems import Problem
-from test_from_input import from_input, two_steps, with_input
 from test_reference import through_autograd, through_ops
 from tolerances import assert_as_good_as, assert_close
 

@@ -86,7 +86,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
   const auto rows_of = [&](int job) {
     return unit_rows<Kind, G, kTiles>(place, plan, weight_t, job_of(plan, place.warp + job * warps));
   };
-  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks, blockDim.x);
+  Matrix<Kind, kRegisters> matrix(Slots(shared + plan.fragments, blockDim.x), plan.shared_chunks, plan.chunks);
   for (int job = 0; place.warp + job * warps < jobs; ++job) matrix.keep(rows_of(job), job);
   const int64_t steps = place.steps();
   const auto walk = [&](int i) { return place.walk(i); };
@@ -262,7 +262,7 @@ __device__ __forceinline__ int64_t recurrence_bwd(const BackwardParams& p, const
 #pragma unroll
     for (int j = 1; j < S; ++j) store<float>(p.ds0, at + (j - 1) * place.sequence_plane(), ds[i][j]);
   }
-  exchange.finish();
+  finish<kExchange>();
   return steps;
 }
 

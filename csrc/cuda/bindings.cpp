@@ -88,9 +88,7 @@ Plan plan_of(const py::tuple& values, const Launch& launch) {
   return plan;
 }
 
-template <class Params>
-void check(const Params& p, const CellSizes& cell, const Plan& plan, const Launch& launch, uintptr_t words) {
-  check(p, cell);
+void check(const Problem& p, const Plan& plan, const Launch& launch, uintptr_t words) {
   // The kernels keep the number of a row in 32 bits; what lies in it is found with 64.
   require_below(int64_t(1) << 31, "P", p.rows.P);
   require_below(int64_t(1) << 30, "B", p.rows.B);
@@ -99,14 +97,30 @@ void check(const Params& p, const CellSizes& cell, const Plan& plan, const Launc
   if (launch.exchange == Exchange::grid) require_address("words", reinterpret_cast<const void*>(words));
 }
 
+// The input product is formed where its programs have shared memory for W_ih and the bias beside R.
+void check(const Input& input, const std::string& kind, const Plan& plan, const Launch& launch) {
+  if (input.I == 0) return;
+  require_below(kInputs + 1, "I", input.I);
+  if (launch.exchange == Exchange::grid) throw std::invalid_argument("exchange: no grid takes an input");
+  const int64_t size = kind == "bfloat16" || kind == "float16" ? 2 : 4;
+  const int64_t chunks = plan.shared_chunks + (input.I * size + kChunkBytes - 1) / kChunkBytes;
+  require_at_least(plan.fragments + launch.warps * 32 * (chunks * kChunkBytes + 16), "shared_bytes",
+                   launch.shared_bytes);
+}
+
 void forward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
-             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words) {
+             int device, uintptr_t stream, const py::tuple& problem, const py::tuple& arrays, uintptr_t words,
+             const py::tuple& input) {
   const ForwardParams p = forward_params(problem, arrays);
+  const Input given = input_of(input);
   const Launch launch = launch_of(shape, device, stream);
   const Plan spread = plan_of(plan, launch);
   const Cell found = find_cell(cell);
-  check(p, found.sizes, spread, launch, words);
-  recurrence_fwd(p, spread, reinterpret_cast<uint64_t*>(words), find_kernel(found, kind, false, launch), launch);
+  check(p, found.sizes, given);
+  check(p, spread, launch, words);
+  check(given, kind, spread, launch);
+  recurrence_fwd(p, given, spread, reinterpret_cast<uint64_t*>(words), find_kernel(found, kind, false, launch),
+                 launch);
 }
 
 void backward(const std::string& cell, const std::string& kind, const py::tuple& shape, const py::tuple& plan,
@@ -117,7 +131,8 @@ void backward(const std::string& cell, const std::string& kind, const py::tuple&
   const Plan spread = plan_of(plan, launch);
   const Cell found = find_cell(cell);
   const auto* transposed = reinterpret_cast<const void*>(weight_t);
-  check(p, found.sizes, spread, launch, words);
+  check(p, found.sizes);
+  check(p, spread, launch, words);
   require_address("weight_t", transposed);
   recurrence_bwd(p, spread, reinterpret_cast<uint64_t*>(words), transposed, find_kernel(found, kind, true, launch),
                  launch);
@@ -144,9 +159,9 @@ PYBIND11_MODULE(_cuda, module) {
 #define ARGUMENTS \
   py::arg("cell"), py::arg("kind"), py::arg("shape"), py::arg("plan"), py::arg("device"), py::arg("stream"), \
       py::arg("problem"), py::arg("arrays"), py::arg("words")
-  module.def("forward", &forward, ARGUMENTS,
-             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and "
-             "the zeros through which the programs of a grid exchange what they compute.");
+  module.def("forward", &forward, ARGUMENTS, py::arg("input"),
+             "Launch one recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; the "
+             "zeros through which the programs of a grid exchange what they compute; and the fields of Input.");
   module.def("backward", &backward, ARGUMENTS, py::arg("weight_t"),
              "Launch its gradients: the fields of Problem, then the others of BackwardParams, and R as (K, N, D_in, "
              "D_out, G).");

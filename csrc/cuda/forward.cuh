@@ -3,14 +3,15 @@
 #pragma once
 
 #include "cuda/hidden_exchange.cuh"
+#include "cuda/input_product.cuh"
 #include "cuda/place.cuh"
 
 namespace xlstm_fused::cuda {
 
 // Returns the number of steps.
 template <class Cell, class Kind, int kTiles, Exchange kExchange, int kRegisters>
-__device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const Plan& plan, char* shared,
-                                                  const Task& task) {
+__device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const Input& input, const Plan& plan,
+                                                  char* shared, const Task& task) {
   constexpr int G = Cell::G, S = Cell::S;
   using Storage = typename Element<Kind>::Storage;
   using Here = Place<Kind, kTiles>;
@@ -22,14 +23,20 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
     // A helper: fetches what the others compute with.
 #pragma unroll 1
     for (int64_t step = 0; step < steps; ++step) exchange.wait(step);
-    exchange.finish();
+    finish<kExchange>();
     return steps;
   }
-  const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place);
-  Matrix<Kind, kRegisters> matrix(shared + plan.fragments, plan.shared_chunks, plan.chunks, plan.units * 4);
+  const MatrixRows<Kind> weights = gate_rows<Kind, G, kTiles>(place, p.weight_hh, p.D);
+  const Slots slots(shared + plan.fragments, plan.units * 4);
+  Matrix<Kind, kRegisters> matrix(slots, plan.shared_chunks, plan.chunks);
   matrix.keep(weights, 0);
+  // Else wx is given. W_ih is in the slots after those of R.
+  const bool forms_wx = kExchange != Exchange::grid && input.I > 0;
+  InputProduct<Kind, G, kTiles> product(input, slots, plan.shared_chunks);
+  if (forms_wx) product.keep(place);
 
-  float state[kItems][S], wx[kItems][G], mask[kItems];
+  float state[kItems][S], mask[kItems];
+  Ahead<kTiles> ahead = {};
   int32_t row[kItems], next_row[kItems];
   const auto walk = [&](int i) { return place.walk(i); };
   // The state that a cut before `step` puts in the place of item i's.
@@ -39,10 +46,27 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
 #pragma unroll
     for (int j = 1; j < S; ++j) state[i][j] = load_or_zero<float>(p.reset_s, at + (j - 1) * place.reset_plane());
   };
-  const auto load_wx = [&](int i, int64_t step, int32_t from) {
-    if (step >= walk(i).length) return;
+  // Begins to load wx of step `step`, or x to form it, from rows `from`.
+  const auto load_ahead = [&](int64_t step, const int32_t (&from)[kItems]) {
+    int32_t there[kItems];
 #pragma unroll
-    for (int g = 0; g < G; ++g) wx[i][g] = to_float(static_cast<const Storage*>(p.wx)[place.gate_in_row(from, g, G)]);
+    for (int i = 0; i < kItems; ++i) there[i] = step < walk(i).length ? from[i] : -1;
+    if (forms_wx) {
+      product.load(place, there, ahead);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (there[i] < 0) continue;
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        ahead.wx(i, g) = bits_of(static_cast<const Storage*>(p.wx)[place.gate_in_row(there[i], g, G)]);
+      }
+    }
+  };
+  const auto wx = [&](int i, int g) {
+    const uint32_t bits = ahead.wx(i, g);
+    return forms_wx ? bits_float(bits) : to_float(of_bits<Storage>(bits));
   };
   const auto row_of = [&](int i, int64_t step) { return step < walk(i).length ? int32_t(walk(i).row(step)) : 0; };
 
@@ -56,18 +80,17 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
       state[i][j] = there ? load_or_zero<float>(p.s0, at + (j - 1) * place.sequence_plane()) : 0.0f;
     }
     mask[i] = there && p.h_mask ? load_or_zero<Storage>(p.h_mask, at) : 1.0f;
-#pragma unroll
-    for (int g = 0; g < G; ++g) wx[i][g] = 0.0f;
     row[i] = row_of(i, 0);
     next_row[i] = row_of(i, 1);
     if (walk(i).length > 0) {
       const int64_t cut = walk(i).cut(0);
       if (cut >= 0) replace(i, cut);
     }
-    load_wx(i, 0, row[i]);
     exchange.write(0, place.column(i), place.unit, state[i][0] * mask[i]);
   }
+  load_ahead(0, row);
   if (steps > 0) exchange.send(0);
+  if (forms_wx) product.form(ahead);
 
 #pragma unroll 1
   for (int64_t step = 0; step < steps; ++step) {
@@ -80,10 +103,10 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
 #pragma unroll
-      for (int g = 0; g < G; ++g) pre[i][g] = wx[i][g] + sums.at(g, i / 2, i % 2);
-      // Behind the exchange and the product of the next step.
-      load_wx(i, step + 1, next_row[i]);
+      for (int g = 0; g < G; ++g) pre[i][g] = wx(i, g) + sums.at(g, i / 2, i % 2);
     }
+    // Behind the exchange and the product of the next step.
+    load_ahead(step + 1, next_row);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       Cell::forward(pre[i], state[i], next[i]);
@@ -121,6 +144,10 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
       row[i] = next_row[i];
       next_row[i] = row_of(i, step + 2);
     }
+    if (forms_wx) {
+      product.prefetch(place, next_row);
+      product.form(ahead);
+    }
   }
 
 #pragma unroll
@@ -131,7 +158,7 @@ __device__ __forceinline__ int64_t recurrence_fwd(const ForwardParams& p, const 
 #pragma unroll
     for (int j = 1; j < S; ++j) store<float>(p.s_n, at + (j - 1) * place.sequence_plane(), state[i][j]);
   }
-  exchange.finish();
+  finish<kExchange>();
   return steps;
 }
 

@@ -93,13 +93,6 @@ class HiddenExchange {
     }
   }
 
-  // No program may leave while others still store to its shared memory, and none may begin another task in its own
-  // while a warp still reads there.
-  __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
-    if constexpr (kExchange == Exchange::grid) __syncthreads();
-  }
-
  private:
   __device__ __forceinline__ int row_words() const { return plan_.programs * plan_.units * int(sizeof(Storage)) / 4; }
 

@@ -46,10 +46,11 @@ __device__ __forceinline__ void for_each_task(const Problem& p, const Plan& plan
 
 template <class Cell, class Kind, int kTiles, Exchange kExchange>
 __global__ void __launch_bounds__(kThreads<kExchange>, 1)
-    recurrence_fwd_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Plan plan, uint64_t* words) {
+    recurrence_fwd_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Plan plan, uint64_t* words,
+                          const __grid_constant__ Input input) {
   constexpr int kRegisters = registers(kExchange, kTiles, false);
   for_each_task<kTiles, kExchange>(p, plan, words, [&](const Task& task) {
-    return recurrence_fwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, plan, shared_memory, task);
+    return recurrence_fwd<Cell, Kind, kTiles, kExchange, kRegisters>(p, input, plan, shared_memory, task);
   });
 }
 

@@ -62,9 +62,10 @@ void run(const void* kernel, const Problem& p, const Plan& plan, const Launch& l
 
 }  // namespace
 
-void recurrence_fwd(const ForwardParams& params, const Plan& plan, uint64_t* words, const void* kernel,
-                    const Launch& launch) {
-  void* arguments[] = {const_cast<ForwardParams*>(&params), const_cast<Plan*>(&plan), &words};
+void recurrence_fwd(const ForwardParams& params, const Input& input, const Plan& plan, uint64_t* words,
+                    const void* kernel, const Launch& launch) {
+  void* arguments[] = {const_cast<ForwardParams*>(&params), const_cast<Plan*>(&plan), &words,
+                       const_cast<Input*>(&input)};
   run(kernel, params, plan, launch, arguments);
 }
 

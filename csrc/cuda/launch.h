@@ -39,8 +39,8 @@ XLSTM_FUSED_INSTANCES(XLSTM_FUSED_DECLARE)
 #undef XLSTM_FUSED_DECLARE
 
 // Throw std::runtime_error with CUDA's words. `words`: (launch.groups, plan.words), all zero; nullptr but for grid.
-void recurrence_fwd(const ForwardParams& params, const Plan& plan, uint64_t* words, const void* kernel,
-                    const Launch& launch);
+void recurrence_fwd(const ForwardParams& params, const Input& input, const Plan& plan, uint64_t* words,
+                    const void* kernel, const Launch& launch);
 void recurrence_bwd(const BackwardParams& params, const Plan& plan, uint64_t* words, const void* weight_t,
                     const void* kernel, const Launch& launch);
 

@@ -102,12 +102,6 @@ class PartialExchange {
     return sum;
   }
 
-  // As HiddenExchange's.
-  __device__ __forceinline__ void finish() const {
-    if constexpr (kExchange == Exchange::cluster) cluster_barrier();
-    if constexpr (kExchange == Exchange::grid) __syncthreads();
-  }
-
  private:
   __device__ __forceinline__ float* place(int turn, int source, int tile, int unit) const {
     // Alone, one is enough: a second barrier of the program lies between its last reader and its next writer.

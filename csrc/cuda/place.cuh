@@ -90,22 +90,24 @@ struct Place {
   __device__ __forceinline__ int64_t reset_plane() const { return p.reset_per_row ? row_plane() : sequence_plane(); }
 };
 
-// The rows of R for a job: the gates of the warp's eight units, so that a thread gets all gates of its unit.
+// The rows for a job of `matrix` (K, G, N, D, width), R or W_ih: the gates of the warp's eight units, so that a thread
+// gets all gates of its unit.
 template <class Kind, int G, int kTiles>
-__device__ __forceinline__ MatrixRows<Kind> gate_rows(const Place<Kind, kTiles>& place) {
+__device__ __forceinline__ MatrixRows<Kind> gate_rows(const Place<Kind, kTiles>& place, const void* matrix,
+                                                      int64_t width) {
   using Storage = typename Element<Kind>::Storage;
   static_assert(G <= kBands, "more gates than bands of a job");
   const Problem& p = place.p;
-  const auto* weight = static_cast<const Storage*>(p.weight_hh);
+  const auto* weight = static_cast<const Storage*>(matrix);
   MatrixRows<Kind> rows;
 #pragma unroll
   for (int g = 0; g < kBands; ++g) {
     const bool there = g < G && place.has_unit();
-    rows.row[g] = there ? weight + (((place.k * G + g) * p.N + place.n) * p.D + place.unit) * p.D : nullptr;
+    rows.row[g] = there ? weight + (((place.k * G + g) * p.N + place.n) * p.D + place.unit) * width : nullptr;
   }
   rows.first = 0;
-  rows.limit = int(p.D);
-  rows.aligned = p.D * sizeof(Storage) % 16 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  rows.limit = int(width);
+  rows.aligned = width * sizeof(Storage) % 16 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   return rows;
 }
 

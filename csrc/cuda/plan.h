@@ -14,6 +14,9 @@ constexpr int kChunkBytes = 64;
 // Sequences of one tile of the matrix instruction.
 constexpr int kTile = 8;
 
+// Most features of an input that the forward kernels multiply by W_ih.
+constexpr int kInputs = 32;
+
 struct Plan {
   int32_t programs;       // that share a head, direction and tile of the batch: a group
   int32_t units;          // of each program, a multiple of 8; a warp has 8 of them, those after have none: helpers

@@ -15,6 +15,12 @@ __device__ __forceinline__ uint32_t bits_of(float x) { return float_bits(x); }
 __device__ __forceinline__ uint32_t bits_of(BFloat16 x) { return x.bits; }
 __device__ __forceinline__ uint32_t bits_of(Half x) { return x.bits; }
 
+template <class Storage>
+__device__ __forceinline__ Storage of_bits(uint32_t bits) {
+  if constexpr (sizeof(Storage) == 4) return bits_float(bits);
+  else return Storage{uint16_t(bits)};
+}
+
 constexpr int kBands = 4;
 
 // The lane's 16 bytes of a chunk in each band.
@@ -66,35 +72,65 @@ struct Sums {
   }
 };
 
+// A chunk times the lane's 16 bytes `y` of a tile.
+template <class Kind, int kTiles>
+__device__ __forceinline__ void multiply_tile(Sums<kTiles>& sums, int tile, const Fragment& f, const uint4& y) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t b[2] = {half ? y.z : y.x, half ? y.w : y.y};
+#pragma unroll
+    for (int pair = 0; pair < kBands / 2; ++pair) {
+      const uint4 &low = f.band[2 * pair], &high = f.band[2 * pair + 1];
+      const uint32_t a[4] = {half ? low.z : low.x, half ? high.z : high.x, half ? low.w : low.y,
+                             half ? high.w : high.y};
+      Element<Kind>::multiply(sums.value[pair][tile], a, b);
+    }
+  }
+}
+
 template <class Kind, int kTiles>
 __device__ __forceinline__ void multiply_chunk(Sums<kTiles>& sums, const Fragment& f, const char* operand,
                                                int row_bytes) {
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    const uint4 y = *reinterpret_cast<const uint4*>(operand + tile * kTile * row_bytes);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t b[2] = {half ? y.z : y.x, half ? y.w : y.y};
-#pragma unroll
-      for (int pair = 0; pair < kBands / 2; ++pair) {
-        const uint4 &low = f.band[2 * pair], &high = f.band[2 * pair + 1];
-        const uint32_t a[4] = {half ? low.z : low.x, half ? high.z : high.x, half ? low.w : low.y,
-                               half ? high.w : high.y};
-        Element<Kind>::multiply(sums.value[pair][tile], a, b);
-      }
-    }
+    multiply_tile<Kind>(sums, tile, f, *reinterpret_cast<const uint4*>(operand + tile * kTile * row_bytes));
   }
 }
 
-// The chunks of R that a thread keeps: kRegisters of its first job, then `shared_chunks` in its own slots of shared
-// memory, which no other thread touches.
+// A thread's own slots of shared memory, which no other thread touches: a chunk's fragment each.
+class Slots {
+ public:
+  // They begin at `shared`, for so many threads.
+  __device__ __forceinline__ Slots(char* shared, int threads)
+      : first_(reinterpret_cast<uint4*>(shared) + threadIdx.x), threads_(threads) {}
+
+  __device__ __forceinline__ void store(int slot, const Fragment& f) const {
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) part(slot, band) = f.band[band];
+  }
+
+  __device__ __forceinline__ Fragment load(int slot) const {
+    Fragment f;
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) f.band[band] = part(slot, band);
+    return f;
+  }
+
+  // 16 bytes of a slot.
+  __device__ __forceinline__ uint4& part(int slot, int band) const { return first_[(slot * kBands + band) * threads_]; }
+
+ private:
+  uint4* const first_;
+  const int threads_;
+};
+
+// The chunks of R that a thread keeps: kRegisters of its first job, then `shared_chunks` in slots.
 template <class Kind, int kRegisters>
 class Matrix {
  public:
-  // Of job 0, which has `chunks` chunks. Slots of shared memory begin at `shared`, for so many threads.
-  __device__ __forceinline__ Matrix(char* shared, int shared_chunks, int chunks, int threads)
-      : slots_(reinterpret_cast<uint4*>(shared) + threadIdx.x), shared_chunks_(shared_chunks), chunks_(chunks),
-        threads_(threads) {}
+  // Of jobs of `chunks` chunks.
+  __device__ __forceinline__ Matrix(const Slots& slots, int shared_chunks, int chunks)
+      : slots_(slots), shared_chunks_(shared_chunks), chunks_(chunks) {}
 
   __device__ __forceinline__ void keep(const MatrixRows<Kind>& rows, int job) {
     const int q = threadIdx.x % 4;
@@ -107,9 +143,7 @@ class Matrix {
     for (int c = job == 0 ? kRegisters : 0; c < chunks_; ++c) {
       const int slot = slot_of(job, c);
       if (slot >= shared_chunks_) break;
-      const Fragment f = rows.load(c, q);
-#pragma unroll
-      for (int band = 0; band < kBands; ++band) slots_[(slot * kBands + band) * threads_] = f.band[band];
+      slots_.store(slot, rows.load(c, q));
     }
   }
 
@@ -126,13 +160,7 @@ class Matrix {
 #pragma unroll 1
     for (int c = kFirst ? kRegisters : 0; c < chunks_; ++c) {
       const int slot = slot_of(job, c);
-      Fragment f;
-      if (slot < shared_chunks_) {
-#pragma unroll
-        for (int band = 0; band < kBands; ++band) f.band[band] = slots_[(slot * kBands + band) * threads_];
-      } else {
-        f = rows.load(c, threadIdx.x % 4);
-      }
+      const Fragment f = slot < shared_chunks_ ? slots_.load(slot) : rows.load(c, threadIdx.x % 4);
       multiply_chunk<Kind>(sums, f, operand + c * kChunkBytes, row_bytes);
     }
   }
@@ -143,8 +171,8 @@ class Matrix {
   }
 
   Fragment registers_[kRegisters > 0 ? kRegisters : 1];
-  uint4* const slots_;
-  const int shared_chunks_, chunks_, threads_;
+  const Slots slots_;
+  const int shared_chunks_, chunks_;
 };
 
 }  // namespace xlstm_fused::cuda

@@ -19,7 +19,7 @@ SOURCE = """#include "cells/cells.h"
 #include "cuda/kernels.cuh"
 namespace xlstm_fused::cuda {{
 template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}, Exchange::{exchange}>(
-    const __grid_constant__ {params}, const __grid_constant__ Plan, uint64_t*{more});
+    const __grid_constant__ {params}, const __grid_constant__ Plan, uint64_t*, {more});
 }}
 """
 """One kernel of the package's; compiling all that share its source file takes longer."""
@@ -27,7 +27,8 @@ template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}
 
 @functools.cache
 def sources(backward, cell, kind, tiles, exchange, csrc=CSRC):
-    name, params, more = ("bwd", "BackwardParams", ", const void*") if backward else ("fwd", "ForwardParams", "")
+    name, params, more = ("bwd", "BackwardParams", "const void*") if backward else (
+        "fwd", "ForwardParams", "const __grid_constant__ Input")
     text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange,
                          params=params, more=more)
     return Sources(text, ARCHS[exchange], include=[csrc])
@@ -48,26 +49,28 @@ class Emulator:
 
     def __init__(self, schedule, seed, csrc):
         self.schedule, self.seed, self.csrc = schedule, seed, csrc
-        self.launches = []
+        self.launches, self.inputs = [], []
 
-    def __call__(self, backward, cell, kind, plan, device, problem, arrays, words, weight_t=None):
+    def __call__(self, backward, cell, kind, plan, device, problem, arrays, words, input=launch.NO_INPUT,
+                 weight_t=None):
         parameters = Struct(*map(_value, (*problem, *arrays)))
         fields = Struct(*(("i", each) for each in plan.fields[:-2]), *(("q", each) for each in plan.fields[-2:]))
         B, K, N = problem[1], problem[8], problem[9]
         whole = plan.exchange == "grid"
         grid = plan.groups * plan.programs if whole else (-(-B // (plan.tiles * planning.TILE)) * plan.programs, N, K)
-        rest = [Struct(_value(words)), *([_value(weight_t)] if backward else [])]
+        rest = [Struct(_value(words)), _value(weight_t) if backward else Struct(*map(_value, input))]
         compiled = sources(backward, cell, kind, plan.tiles, plan.exchange, self.csrc)
         compiled.kernel().launch(
             grid, (32 * plan.warps,), [parameters, fields, *rest], smem=plan.shared_bytes, coop=whole,
             cluster=1 if whole else plan.programs, schedule=self.schedule, seed=self.seed)
         self.launches.append((backward, kind, plan))
+        self.inputs += [input[0]] * (not backward)
 
 
 @contextlib.contextmanager
 def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None, groups=1):
     """Inside, the backend's launches run emulated, with so many programs for a head, and of a grid so many groups of
-    them; yields the emulator.
+    them; yields the emulator, whose ``inputs`` are the features that each forward launch was given in place of wx.
 
     ``csrc`` is the folder of the sources, a mutant's perhaps. ``shared_limit`` is the shared memory to plan with
     instead of the device's.
@@ -75,13 +78,15 @@ def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=
     device = DEVICES[ARCHS[exchange]]
     if shared_limit is not None:
         device = device._replace(shared_limit=shared_limit)
-    before = launch.call, launch.forced_plan
+    before = launch.call, launch.forced_plan, launch.device_of
 
-    def plan(D, itemsize, backward):
-        return planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward)._replace(groups=groups)
+    def plan(D, itemsize, backward, inputs):
+        found = planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward, inputs)
+        return found and found._replace(groups=groups)
 
     try:
         launch.call, launch.forced_plan = Emulator(schedule, seed, csrc), plan
+        launch.device_of = lambda _: device
         yield launch.call
     finally:
-        launch.call, launch.forced_plan = before
+        launch.call, launch.forced_plan, launch.device_of = before

@@ -46,6 +46,13 @@ def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
     return reason
 
 
+def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether :func:`forward_from_input` and :func:`inference_from_input` are the way to go, for an input of ``inputs``
+    features to heads of D units; see plan.takes_input."""
+    result: bool = _launch().takes_input(D, inputs, dtype, device)
+    return result
+
+
 @functools.cache
 def _missing(device_type: str) -> str | None:
     """What this machine lacks to run it on a device of that type; None for nothing."""
@@ -81,6 +88,18 @@ def inference(*arguments: Any) -> tuple[Tensor, ...]:
 def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n, pre, states)``."""
     results: tuple[Tensor, ...] = _launch().forward(True, *arguments)
+    return results
+
+
+def inference_from_input(*arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`inference` for ``x, weight_ih, bias`` in place of ``wx``."""
+    results: tuple[Tensor, ...] = _launch().forward_from_input(False, *arguments)
+    return results
+
+
+def forward_from_input(*arguments: Any) -> tuple[Tensor, ...]:
+    """:func:`forward` for ``x, weight_ih, bias`` in place of ``wx``."""
+    results: tuple[Tensor, ...] = _launch().forward_from_input(True, *arguments)
     return results
 
 

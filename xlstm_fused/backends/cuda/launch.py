@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ... import products
 from ...cells import CELLS
 from ...dtypes import state_dtype
 from ...rows import Rows
@@ -17,9 +19,11 @@ from . import _cuda as _cuda
 from . import plan as planning
 
 Shape = tuple[int, ...]
+Input = tuple[int, Tensor | None, Tensor | None, Tensor | None]
+NO_INPUT: Input = (0, None, None, None)
 
-forced_plan: Callable[[int, int, bool], planning.Plan] | None = None
-"""For tests: ``function(D, itemsize, backward)`` that returns the :class:`plan.Plan` to run."""
+forced_plan: Callable[[int, int, bool, int], planning.Plan | None] | None = None
+"""For tests: ``function(D, itemsize, backward, inputs)`` that returns the :class:`plan.Plan` to run."""
 
 
 @functools.cache
@@ -36,19 +40,18 @@ def _is_resident(cell: str, kind: str, backward: bool, plan: planning.Plan, inde
     return bool(_cuda.resident(cell, kind, backward, plan.launch, plan.fields, index) >= plan.groups)
 
 
-def choose_plan(D: int, heads: int, B: int, cell: str, kind: str, itemsize: int, device: torch.device,
-                backward: bool) -> planning.Plan:
-    """The best plan that the device has room for.
-
-    Raises:
-        RuntimeError: there is none.
-    """
+def choose_plan(D: int, heads: int, B: int, cell: str, kind: str, itemsize: int, device: torch.device, backward: bool,
+                inputs: int = 0) -> planning.Plan | None:
+    """The best plan that the device has room for, of those that multiply ``inputs`` features; None if there is none."""
     if forced_plan is not None:
-        return forced_plan(D, itemsize, backward)
-    for plan in planning.plans(D, heads, B, itemsize, device_of(device), backward):
-        if _is_resident(cell, kind, backward, plan, device.index):
-            return plan
-    raise RuntimeError(f"backend='cuda': {device} has no room for a head of {D} units: use backend='triton'")
+        return forced_plan(D, itemsize, backward, inputs)
+    return next((plan for plan in planning.plans(D, heads, B, itemsize, device_of(device), backward, inputs)
+                 if _is_resident(cell, kind, backward, plan, device.index)), None)
+
+
+def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """:func:`plan.takes_input` for tensors there."""
+    return planning.takes_input(D, inputs, dtype.itemsize, device_of(device))
 
 
 def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
@@ -87,9 +90,11 @@ def new_words(plan: planning.Plan, device: torch.device) -> Tensor | None:
 
 
 def call(backward: bool, cell: str, kind: str, plan: planning.Plan, device: torch.device, problem: Sequence[Any],
-         arrays: Sequence[Tensor | None], words: Tensor | None, weight_t: Tensor | None = None) -> None:
-    """Launch one kernel on the current stream of ``device``. In ``problem`` and ``arrays``, which are the structs of
-    csrc/params.h, tensors stand for addresses, and None for 0. ``words`` is what :func:`new_words` returns."""
+         arrays: Sequence[Tensor | None], words: Tensor | None, input: Input = NO_INPUT,
+         weight_t: Tensor | None = None) -> None:
+    """Launch one kernel on the current stream of ``device``. In ``problem``, ``arrays`` and ``input``, which are the
+    structs of csrc/params.h, tensors stand for addresses, and None for 0. ``words`` is what :func:`new_words` returns;
+    ``input`` is a forward pass's only, ``weight_t`` a backward one's."""
     fields = tuple(_address(each) if each is None or isinstance(each, Tensor) else each for each in problem)
     addresses = tuple(map(_address, arrays))
     with torch.cuda.device(device):
@@ -98,7 +103,7 @@ def call(backward: bool, cell: str, kind: str, plan: planning.Plan, device: torc
         if backward:
             _cuda.backward(*arguments, _address(weight_t))
         else:
-            _cuda.forward(*arguments)
+            _cuda.forward(*arguments, (input[0], *map(_address, input[1:])))
 
 
 class _Problem:
@@ -144,20 +149,46 @@ class _Problem:
         make = torch.zeros if self.rows.has_padding else torch.empty
         return make(shape, dtype=dtype, device=self.device)
 
-    def run(self, backward: bool, arrays: Sequence[Tensor | None], weight_t: Tensor | None = None) -> None:
-        D, heads, B = self.sizes
-        if B == 0 or heads * D == 0:
+    @property
+    def is_empty(self) -> bool:
+        return 0 in self.sizes
+
+    def plan(self, backward: bool, inputs: int = 0) -> planning.Plan | None:
+        return choose_plan(*self.sizes, self.cell, self.kind, self.storage.itemsize, self.device, backward, inputs)
+
+    def run(self, backward: bool, arrays: Sequence[Tensor | None], input: Input = NO_INPUT,
+            weight_t: Tensor | None = None) -> None:
+        if self.is_empty:
             return
-        plan = choose_plan(D, heads, B, self.cell, self.kind, self.storage.itemsize, self.device, backward)
+        plan = self.plan(backward, input[0])
+        if plan is None:
+            raise RuntimeError(f"backend='cuda': {self.device} has no room for a head of {self.sizes[0]} units: use "
+                               "backend='triton'")
         words = new_words(plan, self.device)
-        call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, words, weight_t)
+        call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, words, input, weight_t)
 
 
-def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None,
-            reset_h: Tensor | None, reset_s: Tensor | None, reset_per_row: bool, h_mask: Tensor | None, rows: Rows,
-            cell: str, reverse: bool) -> tuple[Tensor, ...]:
+def forward(save: bool, wx: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """``(output, h_n, s_n)``, and ``pre, states`` if ``save``."""
-    problem = _Problem(weight_hh, h0, s0, reset, reset_h, reset_s, reset_per_row, h_mask, rows, cell, reverse)
+    return _forward(save, wx, NO_INPUT, _Problem(*arguments))
+
+
+def forward_from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None,
+                       *arguments: Any) -> tuple[Tensor, ...]:
+    """The same for ``wx = x W_ih^T + bias`` of shapes (P, I), (K * G * N * D, I) and (K * G * N * D), which is never in
+    memory, unless the device has no room for the programs that form it."""
+    problem, inputs = _Problem(*arguments), x.shape[-1]
+    P, *gates = problem.gates
+    features, storage = math.prod(gates), problem.storage
+    problem.check("x", x, (P, inputs), storage)
+    problem.check("weight_ih", weight_ih, (features, inputs), storage)
+    problem.check("bias", bias, (features,), storage)
+    if problem.is_empty or not 0 < inputs <= planning.INPUTS or problem.plan(False, inputs) is None:
+        return _forward(save, products.linear(x, weight_ih, bias).view(problem.gates), NO_INPUT, problem)
+    return _forward(save, None, (inputs, x, weight_ih, bias), problem)
+
+
+def _forward(save: bool, wx: Tensor | None, input: Input, problem: _Problem) -> tuple[Tensor, ...]:
     storage, state = problem.storage, problem.state
     problem.check("wx", wx, problem.gates, storage)
     output = problem.new_over_rows(problem.output, storage)
@@ -165,7 +196,7 @@ def forward(save: bool, wx: Tensor, weight_hh: Tensor, h0: Tensor | None, s0: Te
     saved: tuple[Tensor, ...] = ()
     if save:
         saved = problem.new_over_rows(problem.gates, storage), problem.new_over_rows(problem.states, state)
-    problem.run(False, (wx, output, h_n, s_n, *(saved or (None, None))))
+    problem.run(False, (wx, output, h_n, s_n, *(saved or (None, None))), input)
     return output, h_n, s_n, *saved
 
 
@@ -193,5 +224,5 @@ def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Ten
     results = dpre, dh0, ds0, dreset_h, dreset_s
     # Its rows are then as contiguous along the inner dimension of this product as those of R along the forward one's.
     weight_t = weight_hh.permute(0, 2, 4, 3, 1).contiguous()
-    problem.run(True, (*inputs, *(each if each.numel() else None for each in results)), weight_t)
+    problem.run(True, (*inputs, *(each if each.numel() else None for each in results)), weight_t=weight_t)
     return results

@@ -25,6 +25,8 @@ PAIRS = 128
 LARGEST = 2048
 """Most units of a head. Of a larger one most of R would be read at every step, by few programs, and all of what they
 pass on as well: by our models a launch for every step, as the triton backend has, takes less time then."""
+INPUTS = 32
+"""Most features of an input that the forward pass multiplies by W_ih itself: ``kInputs`` in csrc/cuda/plan.h."""
 WATCHDOG = 10_000_000_000
 """Nanoseconds that a program waits for another before the kernel fails: 10 s."""
 
@@ -83,9 +85,10 @@ def _row_bytes(size: int) -> int:
     return _ceil(size, CHUNK) * CHUNK if _ceil(size, CHUNK) % 2 else (_ceil(size, CHUNK) + 1) * CHUNK
 
 
-def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, device: Device,
-             backward: bool) -> Plan | None:
-    """The plan with so many programs for a head of D units; None if it is impossible."""
+def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, device: Device, backward: bool,
+             inputs: int = 0) -> Plan | None:
+    """The plan with so many programs for a head of D units, which multiply ``inputs`` features by W_ih; None if it is
+    impossible."""
     units = _ceil(_ceil(D, programs), 8) * 8
     warps = keepers = units // 8
     groups = device.processors // programs if exchange == "grid" else 1
@@ -114,19 +117,23 @@ def plan_for(exchange: str, programs: int, tiles: int, D: int, itemsize: int, de
     wanted = jobs * chunks - min(REGISTERS[exchange, tiles, backward], chunks)
     # A thread's 16 bytes of each of four bands of 8 rows.
     chunk_bytes = keepers * 32 * 4 * 16
-    shared_chunks = min(wanted, (device.shared_limit - fragments) // chunk_bytes)
+    # The same of W_ih, and the biases of a unit's gates.
+    input_bytes = _ceil(inputs * itemsize, CHUNK) * chunk_bytes + keepers * 32 * 16 if inputs else 0
+    shared_chunks = min(wanted, (device.shared_limit - fragments - input_bytes) // chunk_bytes)
     if shared_chunks < 0:
         return None
-    return Plan(exchange, tiles, warps, fragments + shared_chunks * chunk_bytes, groups, programs, units, chunks,
-                splits, shared_chunks, row_bytes, partials, fragments, WATCHDOG, words if exchange == "grid" else 0,
-                shared_chunks == wanted)
+    shared_bytes = fragments + shared_chunks * chunk_bytes + input_bytes
+    return Plan(exchange, tiles, warps, shared_bytes, groups, programs, units, chunks, splits, shared_chunks, row_bytes,
+                partials, fragments, WATCHDOG, words if exchange == "grid" else 0, shared_chunks == wanted)
 
 
 @functools.lru_cache(maxsize=1024)  # Every launch asks, and this takes longer than the launch.
-def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> tuple[Plan, ...]:
+def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool,
+          inputs: int = 0) -> tuple[Plan, ...]:
     """The plans for ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences, the best first.
 
-    Empty where the head is too large. Which of them the device has room for at the moment is asked of its driver.
+    Empty where the head is too large. With ``inputs``, only those that multiply as many features by W_ih. Which of them
+    the device has room for at the moment is asked of its driver.
     """
     if D > LARGEST:
         return ()
@@ -140,7 +147,7 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
         # Two tiles in a program take less time than two programs one after the other.
         crowded = _ceil(B, TILE) * heads * programs > device.processors
         tiles = 2 if crowded and exchange == "cluster" else 1
-        plan = plan_for(exchange, programs, tiles, D, itemsize, device, backward)
+        plan = plan_for(exchange, programs, tiles, D, itemsize, device, backward, inputs)
         if plan is not None:
             tasks = max(1, _ceil(B, TILE * tiles) * heads)
             results.append(plan._replace(groups=min(plan.groups, tasks)))
@@ -149,7 +156,25 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
     # and few devices have room for many of them.
     resident = [each for each in results if each.resident]
     small = [each for each in resident if each.exchange != "grid" and each.programs <= 8]
+    if inputs:
+        return tuple(small)
     grids = [each for each in resident if each.exchange == "grid"]
     large = [each for each in resident if each not in small + grids]
     streaming = sorted((each for each in results if not each.resident), key=lambda each: -each.programs)
     return *small, *grids, *large, *streaming
+
+
+@functools.lru_cache(maxsize=1024)
+def takes_input(D: int, inputs: int, itemsize: int, device: Device) -> bool:
+    """Whether the forward pass multiplies ``inputs`` features by W_ih itself, so that ``wx`` is never written.
+
+    For few of them, where the programs that a head of D units has in any case have room for W_ih beside R, whether they
+    take one tile of sequences or, of a large batch, two.
+    """
+    if not 0 < inputs <= INPUTS:
+        return False
+    for B in (1, TILE * device.processors):
+        best, beside = (plans(D, 1, B, itemsize, device, False, given)[:1] for given in (0, inputs))
+        if not beside or beside[0].programs != best[0].programs:
+            return False
+    return True
