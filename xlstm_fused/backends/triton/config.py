@@ -113,10 +113,10 @@ def warps(count: int, device: Device) -> int:
 def registers(plan: Plan, itemsize: int, device: Device) -> int | None:
     """The most that the compiler may give a thread; None leaves that to it.
 
-    For a second program on a multiprocessor it would spill a few: in vain where the matrix of one program takes more
-    than half of the shared memory.
+    For a second program on a multiprocessor it would spill a few: in vain where there is no shared memory for the
+    matrix of two.
     """
-    lonely = plan.slices == 1 and 2 * GATES * plan.BLOCK_K * plan.BLOCK_U * itemsize > device.shared_limit
+    lonely = plan.slices == 1 and 2 * (GATES * plan.BLOCK_K * plan.BLOCK_U * itemsize + RESERVE) > device.shared_limit
     return min(255, REGISTERS // (32 * plan.num_warps)) if lonely and device.warp_size == 32 else None
 
 

@@ -155,7 +155,7 @@ def recurrence_bwd_kernel(
     # Everything that a step reads and no step writes is loaded one step ahead.
     stop = tl.minimum(end_step, tl.max(steps, 0).to(tl.int32))
     row = rows_at(stop - 1, steps, backwards, time_offset, time_stride, batch_row)
-    begun = (tl.where(stop > 0, steps, -1)[:, None] >= stop) & columns
+    begun = (tl.where(stop > first_step, steps, -1)[:, None] >= stop) & columns
     x = load_planes(pre, in_gates, row, u, begun, 0.0, G)
     after = load_planes(states, in_rows, row, u, begun, 0.0, OTHERS)
     d_out = tl.load(place(d_output, in_rows, row, u), mask=begun & (u[None, :] < or_zero(d_output, D)), other=0.0)
@@ -263,7 +263,8 @@ def recurrence_bwd_kernel(
             dh += d_out
         row, after = before, s
 
-    b, B = anew(b, T), anew(B, T)
+    b, u = anew(b, u, T, BLOCK_U)
+    B += tl.minimum(T, 0)
     in_sequences = arrays_of(k, n, P, K, B, N, D, G)[2]
     here = (b[:, None] < B) & columns
     tl.store(place(dh0, in_sequences, b, u), dh, mask=here)

@@ -244,8 +244,7 @@ def recurrence_fwd_kernel(
         if BARRIER:
             group_barrier(arrivals + (k * N + n) * (tl.num_programs(0) // slices) + tile, slices * (step + 1))
 
-    b, B = anew(b, T), anew(B, T)
-    in_sequences = arrays_of(k, n, P, K, B, N, D, G)[2]
+    b, u = anew(b, u, T, BLOCK_U)
     here = (b[:, None] < B) & columns
     tl.store(place(h_n, in_sequences, b, u), h, mask=here)
     store_planes(s_n, in_sequences, b, u, here, others, OTHERS)

@@ -101,10 +101,11 @@ def place(pointer, array, number, u):
 
 
 @triton.jit
-def anew(number, T):
-    """``number``, by a sum that the compiler does not see through: T is never negative. So it computes addresses of it
-    where they are used, rather than keep those of an earlier use in registers through all steps."""
-    return number + tl.minimum(T, 0)
+def anew(b, u, T, BLOCK_U: tl.constexpr):
+    """``b`` and ``u``, by sums that the compiler does not see through: T is never negative. So it computes addresses of
+    them where they are used, rather than keep those of an earlier use in registers through all steps."""
+    zero = tl.minimum(T, 0)
+    return b + zero, tl.max_contiguous(tl.multiple_of(u + zero, BLOCK_U), BLOCK_U)
 
 
 @triton.jit
