@@ -79,6 +79,14 @@ def test_no_matrix_of_an_input_takes_the_room_of_the_recurrent_one(device):
             assert config.GATES * rows * plan.BLOCK_U * 2 + config.RESERVE <= device.shared_limit
 
 
+def test_no_registers_are_saved_for_a_second_program_that_has_no_room():
+    def most(D, itemsize, device):
+        return config.registers(config.plan(D, 1, 16, itemsize, device, True), itemsize, device)
+
+    assert [most(D, 2, H100) for D in (64, 128, 256)] == [None, 255, None]
+    assert [most(64, 4, device) for device in (H100, CONSUMER, MI300)] == [None, 128, None]
+
+
 def test_a_grid_that_does_not_fit_runs_step_by_step():
     plan = config.plan(2048, 2, 512, 2, H100, False)
     assert plan.slices > 1 and not plan.barrier

@@ -162,12 +162,13 @@ def test_offsets_past_32_bits(cell, D, reset, plan):
     assert check(small(cell, D, torch.bfloat16, reset), "sm_90", plan, first_row=FAR_ROW) == [1, 1]
 
 
-@pytest.mark.parametrize("name, right, wrong", (
-    ("tiles", "row.to(tl.int64) * K + k", "row * K + k"),
-    ("tiles", "P.to(tl.int64) * K * N * D", "P * K * N * D")))
-def test_an_offset_in_32_bits_shows(mutant, name, right, wrong):
-    kernels = mutant(name, right, wrong)
-    problem = small("slstm", 16, torch.bfloat16)
-    assert check(problem, "sm_90", kernels=kernels) == [1, 1]
+@pytest.mark.parametrize("right, wrong, D, plan", (
+    ("wide(number)[:, None] * wide(array[1])", "number[:, None] * array[1]", 16, None),
+    ("wide(number) * wide(array[1])", "number * array[1]", 20, SHARED),
+    ("P.to(tl.int64) * K * N * D", "P * K * N * D", 16, None)))
+def test_an_offset_in_32_bits_shows(mutant, right, wrong, D, plan):
+    kernels = mutant("tiles", right, wrong)
+    problem = small("slstm", D, torch.bfloat16)
+    assert check(problem, "sm_90", plan, kernels=kernels) == [1, 1]
     with pytest.raises(PtxError, match="out of bounds"):
-        check(problem, "sm_90", kernels=kernels, first_row=FAR_ROW)
+        check(problem, "sm_90", plan, kernels=kernels, first_row=FAR_ROW)

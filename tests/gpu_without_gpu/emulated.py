@@ -29,7 +29,7 @@ class EmulatedKernel:
         return lambda *arguments, **named: self._run(grid, arguments, named)
 
     def _run(self, grid, arguments, named):
-        options = {name: named.pop(name) for name in launch.OPTIONS}
+        options = {name: named.pop(name) for name in launch.OPTIONS if name in named}
         arguments = dict(zip(self.kernel.arg_names, arguments)) | named
         binary = compiled(self.kernel, arguments, self.target, **options)
         types, _ = signature(self.kernel, arguments)

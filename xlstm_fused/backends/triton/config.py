@@ -71,6 +71,8 @@ STAGES = 3
 """Tiles of the matrix on the way from the caches at a time, where it streams."""
 INPUTS = 32
 """Most features of an input that the forward pass multiplies by their weights itself."""
+REGISTERS = 65536
+"""Of a multiprocessor of NVIDIA's, for all threads of its programs."""
 GATES = 4
 RESERVE = 24 << 10
 """Bytes of shared memory that tiles of h and of the gates change layout in, at most."""
@@ -106,6 +108,16 @@ def keeps(D: int, units: int, chunk: int, itemsize: int, device: Device) -> bool
 def warps(count: int, device: Device) -> int:
     """``count`` warps of 32 threads in those of the device."""
     return max(1, count * 32 // device.warp_size)
+
+
+def registers(plan: Plan, itemsize: int, device: Device) -> int | None:
+    """The most that the compiler may give a thread; None leaves that to it.
+
+    For a second program on a multiprocessor it would spill a few: in vain where there is no shared memory for the
+    matrix of two.
+    """
+    lonely = plan.slices == 1 and 2 * (GATES * plan.BLOCK_K * plan.BLOCK_U * itemsize + RESERVE) > device.shared_limit
+    return min(255, REGISTERS // (32 * plan.num_warps)) if lonely and device.warp_size == 32 else None
 
 
 def plan(D: int, heads: int, B: int, itemsize: int, device: Device, backward: bool) -> Plan:

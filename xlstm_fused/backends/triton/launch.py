@@ -21,8 +21,8 @@ from .graphs import Graphs
 from .recurrence_bwd import recurrence_bwd_kernel
 from .recurrence_fwd import recurrence_fwd_kernel
 
-OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion")
-"""What a launch tells Triton's compiler, beside the kernel's arguments."""
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion", "maxnreg")
+"""What a launch may tell Triton's compiler, beside the kernel's arguments."""
 
 graphs = Graphs()
 
@@ -74,6 +74,7 @@ class Launch:
         self.resets = 0 if reset is None else 1 if not has_state else 3 if reset_per_row else 2
         device = device_of(self.device)
         self.plan = forced_plan or config.plan(D, K * N, rows.B, self.storage.itemsize, device, backward)
+        self.registers = config.registers(self.plan, self.storage.itemsize, device)
         self.reverse = reverse
 
     def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -123,6 +124,9 @@ class Launch:
                         BLOCK_U=plan.BLOCK_U, BLOCK_K=plan.BLOCK_K, SLICED=plan.slices > 1, RESIDENT=plan.resident,
                         BARRIER=plan.barrier, PRECISION=precision(), num_warps=plan.num_warps,
                         num_stages=plan.num_stages, launch_cooperative_grid=plan.barrier, enable_fp_fusion=True)
+        if self.registers is not None:
+            # Not even as None for AMD, whose compiler has no such option.
+            options["maxnreg"] = self.registers
 
         def launches() -> None:
             for step in steps:

@@ -10,18 +10,22 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    anew,
+    arrays_of,
+    chosen,
     cuts_at,
     group_barrier,
     load_matrix,
     load_planes,
-    offset,
     or_zero,
     part_of,
+    place,
     rows_at,
     select,
+    starts,
     store_planes,
-    strides_of,
     sums,
+    zeros,
 )
 
 
@@ -49,37 +53,37 @@ def split_gates(values, BLOCK_U: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def masked(h, h_mask, index, units, rows):
+def masked(h, h_mask, in_sequences, b, units, rows):
     """``h`` as it meets the recurrent matrix."""
     if h_mask is not None:
-        factor = tl.load(h_mask + index[:, None] + units[None, :], mask=rows, other=0.0)
+        factor = tl.load(place(h_mask, in_sequences, b, units), mask=rows, other=0.0)
         h = (h.to(tl.float32) * factor.to(tl.float32)).to(h.dtype)
     return h
 
 
 @triton.jit
-def load_part(h, units, h_mask, sequence, start, BLOCK_K: tl.constexpr):
+def load_part(h, units, h_mask, in_sequences, b, start, BLOCK_K: tl.constexpr):
     """(BLOCK_B, BLOCK_K) of h, other programs' units too, as it meets the recurrent matrix."""
     inner = start + tl.arange(0, BLOCK_K)
     there = inner[None, :] < units[:, None]
     # Not through the first-level cache: it may hold what was there before the others stored theirs.
     part = tl.load(h[:, None] + inner[None, :], mask=there, other=0.0, cache_modifier=".cg")
-    return masked(part, h_mask, sequence, inner, there)
+    return masked(part, h_mask, in_sequences, b, inner, there)
 
 
 @triton.jit
-def shared_product(h, units, h_mask, sequence, weight, weights, gate_stride, first_u, D: tl.constexpr,
+def shared_product(h, units, h_mask, in_sequences, b, weight, weights, gate_stride, first_u, D: tl.constexpr,
                    BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, G: tl.constexpr, RESIDENT: tl.constexpr,
                    PRECISION: tl.constexpr):
     """R h as a tuple of G tiles, of the first ``units`` (BLOCK_B,) units of what pointers ``h`` (BLOCK_B,) point to."""
     total = tl.zeros((h.shape[0], BLOCK_U * G), tl.float32)
     if RESIDENT:
         for chunk in tl.static_range((D + BLOCK_K - 1) // BLOCK_K):
-            part = load_part(h, units, h_mask, sequence, chunk * BLOCK_K, BLOCK_K)
+            part = load_part(h, units, h_mask, in_sequences, b, chunk * BLOCK_K, BLOCK_K)
             total = tl.dot(part, weights[chunk], total, input_precision=PRECISION)
     else:
         for start in range(0, D, BLOCK_K):
-            part = load_part(h, units, h_mask, sequence, start, BLOCK_K)
+            part = load_part(h, units, h_mask, in_sequences, b, start, BLOCK_K)
             tile = load_gates(weight, gate_stride, start, first_u, D, BLOCK_U, BLOCK_K, G)
             total = tl.dot(part, tile, total, input_precision=PRECISION)
     return split_gates(total, BLOCK_U, G)
@@ -127,8 +131,8 @@ def recurrence_fwd_kernel(
     k, n, tile, b, u, here, backwards, steps, batch_row = part_of(
         slices, length, batch_offset, batch_stride, T, B, reverse, D, BLOCK_B, BLOCK_U)
     columns = u[None, :] < D
-    gate_stride, row_plane, sequence_plane, reset_plane = strides_of(P, K, B, N, D, RESETS)
-    sequence = offset(k * B + b, 0, 1, n, N, D)
+    in_rows, in_gates, in_sequences = arrays_of(k, n, P, K, B, N, D, G)
+    gate_stride = N * D * D
     first_u = tl.program_id(0) % slices * BLOCK_U
     weight = weight_hh + (k.to(tl.int64) * G * N + n) * D * D
     OTHERS: tl.constexpr = S - 1
@@ -138,10 +142,10 @@ def recurrence_fwd_kernel(
     weights = ()
     if not SLICED and not JOINED:
         for g in tl.static_range(G):
-            weights = weights + (load_matrix(weight + g * gate_stride * D, u, u, 1, D, D),)
+            weights = weights + (load_matrix(weight + g * gate_stride, u, u, 1, D, D),)
     elif RESIDENT:
         for start in tl.static_range(0, D, BLOCK_K):
-            weights = weights + (load_gates(weight, gate_stride * D, start, first_u, D, BLOCK_U, BLOCK_K, G),)
+            weights = weights + (load_gates(weight, gate_stride, start, first_u, D, BLOCK_U, BLOCK_K, G),)
 
     inputs = tl.arange(0, BLOCK_I)
     input_weights, biases = (), ()
@@ -157,10 +161,8 @@ def recurrence_fwd_kernel(
     # The state: h rounded to storage, and the others.
     resumed = first_step > 0
     h_source, s_source = tl.where(resumed, h_n, h0), tl.where(resumed, s_n, s0)
-    h = tl.load(h_source + sequence[:, None] + u[None, :], mask=(b[:, None] < or_zero(h_source, B)) & columns,
-                other=0.0)
-    others = load_planes(s_source, sequence, sequence_plane, u, (b[:, None] < or_zero(s_source, B)) & columns, 0.0,
-                         OTHERS)
+    h = tl.load(place(h_source, in_sequences, b, u), mask=(b[:, None] < or_zero(h_source, B)) & columns, other=0.0)
+    others = load_planes(s_source, in_sequences, b, u, (b[:, None] < or_zero(s_source, B)) & columns, 0.0, OTHERS)
 
     # Everything that a step reads and no step writes is loaded one step ahead.
     before = rows_at(first_step - 1, steps, backwards, time_offset, time_stride, batch_row)
@@ -168,8 +170,7 @@ def recurrence_fwd_kernel(
     if I > 0:
         x = load_inputs(x_in, row, inputs, steps > first_step, I)
     else:
-        x = load_planes(wx, offset(row, k, K, n, N, D, G), gate_stride, u, (steps[:, None] > first_step) & columns,
-                        0.0, G)
+        x = load_planes(wx, in_gates, row, u, (steps[:, None] > first_step) & columns, 0.0, G)
     if RESETS > 0:
         source = tl.where(backwards, before, row)
         cut = cuts_at(first_step, steps, backwards, reset, source)
@@ -180,50 +181,60 @@ def recurrence_fwd_kernel(
         if I > 0:
             next_x = load_inputs(x_in, after, inputs, steps > step + 1, I)
         else:
-            next_x = load_planes(wx, offset(after, k, K, n, N, D, G), gate_stride, u,
-                                 (steps[:, None] > step + 1) & columns, 0.0, G)
+            next_x = load_planes(wx, in_gates, after, u, (steps[:, None] > step + 1) & columns, 0.0, G)
         pre_sums = ()
         if RESETS > 0:
-            reset_index = offset(source, k, K, n, N, D) if RESETS == 3 else sequence
+            in_resets = in_rows if RESETS == 3 else in_sequences
+            state_index = source if RESETS == 3 else b
+            if RESETS == 1:
+                h = tl.where(cut[:, None], 0.0, h).to(h.dtype)
+                others = select(cut, zeros(BLOCK_B, BLOCK_U, OTHERS), others, OTHERS)
             # Cuts are rare: a branch that all programs without one skip.
-            if tl.max(cut.to(tl.int32), 0) > 0:
+            elif tl.max(cut.to(tl.int32), 0) > 0:
                 replaced = cut[:, None] & columns
-                h = tl.where(cut[:, None], tl.load(reset_h + reset_index[:, None] + u[None, :],
+                h = tl.where(cut[:, None], tl.load(place(reset_h, in_resets, state_index, u),
                                                    mask=replaced & (u[None, :] < or_zero(reset_h, D)), other=0.0), h)
-                values = load_planes(reset_s, reset_index, reset_plane, u,
+                values = load_planes(reset_s, in_resets, state_index, u,
                                      replaced & (u[None, :] < or_zero(reset_s, D)), 0.0, OTHERS)
                 others = select(cut, values, others, OTHERS)
 
         if not SLICED:
-            here_h = masked(h, h_mask, sequence, u, here)
+            # Before the products: a change of layout has barriers, over which loads of the matrix would stay in
+            # registers.
+            given = ()
+            for g in tl.static_range(0 if JOINED else G):
+                if I > 0:
+                    begin = tl.zeros((BLOCK_B, BLOCK_U), tl.float32) + biases[g][None, :]
+                    given = given + (tl.dot(x, input_weights[g], begin),)
+                else:
+                    given = given + (x[g].to(tl.float32),)
+            here_h = masked(h, h_mask, in_sequences, b, u, here)
             if JOINED:
                 total = tl.dot(here_h, weights[0], input_precision=PRECISION)
                 pre_sums = sums(split_gates(total, BLOCK_U, G), x, G)
             for g in tl.static_range(0 if JOINED else G):
-                if I > 0:
-                    given = tl.dot(x, input_weights[g], tl.zeros((BLOCK_B, BLOCK_U), tl.float32) + biases[g][None, :])
-                else:
-                    given = x[g].to(tl.float32)
-                pre_sums = pre_sums + (tl.dot(here_h, weights[g], given, input_precision=PRECISION),)
+                pre_sums = pre_sums + (tl.dot(here_h, weights[g], given[g], input_precision=PRECISION),)
         else:
             # Where each sequence's h lies, and how many units of it there are: none where it is zero.
-            h_before = tl.where(step > 0, output + offset(before, k, K, n, N, D), h0 + sequence)
-            h_units = tl.where(active, tl.where(step > 0, D, or_zero(h0, D)), 0)
+            later = step > 0
+            h_before = starts(tl.where(later, output, h0), chosen(later, in_rows, in_sequences),
+                              tl.where(later, before, b))
+            h_units = tl.where(active, tl.where(later, D, or_zero(h0, D)), 0)
+            if RESETS > 1:
+                h_before = tl.where(cut, starts(reset_h, in_resets, state_index), h_before)
             if RESETS > 0:
-                h_before = tl.where(cut, reset_h + reset_index, h_before)
-                h_units = tl.where(cut, or_zero(reset_h, D), h_units)
-            products = shared_product(h_before, h_units, h_mask, sequence, weight, weights, gate_stride * D, first_u, D,
-                                      BLOCK_U, BLOCK_K, G, RESIDENT, PRECISION)
+                h_units = tl.where(cut, or_zero(reset_h, D) if RESETS > 1 else 0, h_units)
+            products = shared_product(h_before, h_units, h_mask, in_sequences, b, weight, weights, gate_stride, first_u,
+                                      D, BLOCK_U, BLOCK_K, G, RESIDENT, PRECISION)
             pre_sums = sums(products, x, G)
 
         rows = active[:, None] & columns
         state = CELL_FORWARD(pre_sums, (h.to(tl.float32),) + others)
         new_h = state[0].to(h.dtype)
-        index = offset(row, k, K, n, N, D)
-        tl.store(output + index[:, None] + u[None, :], new_h, mask=rows)
+        tl.store(place(output, in_rows, row, u), new_h, mask=rows)
         if pre is not None:
-            store_planes(pre, offset(row, k, K, n, N, D, G), gate_stride, u, rows, pre_sums, G)
-            store_planes(states, index, row_plane, u, rows, state[1:], OTHERS)
+            store_planes(pre, in_gates, row, u, rows, pre_sums, G)
+            store_planes(states, in_rows, row, u, rows, state[1:], OTHERS)
         h = tl.where(active[:, None], new_h, h)
         others = select(active, state[1:], others, OTHERS)
         if RESETS > 0:
@@ -233,5 +244,7 @@ def recurrence_fwd_kernel(
         if BARRIER:
             group_barrier(arrivals + (k * N + n) * (tl.num_programs(0) // slices) + tile, slices * (step + 1))
 
-    tl.store(h_n + sequence[:, None] + u[None, :], h, mask=here)
-    store_planes(s_n, sequence, sequence_plane, u, here, others, OTHERS)
+    b, u = anew(b, u, T, BLOCK_U)
+    here = (b[:, None] < B) & columns
+    tl.store(place(h_n, in_sequences, b, u), h, mask=here)
+    store_planes(s_n, in_sequences, b, u, here, others, OTHERS)

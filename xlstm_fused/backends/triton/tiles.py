@@ -29,10 +29,21 @@ def part_of(slices, length, batch_offset, batch_stride, T, B, reverse, D: tl.con
 
 
 @triton.jit
-def strides_of(P, K, B, N, D: tl.constexpr, RESETS: tl.constexpr):
-    """Elements from one gate to the next, and from one state but h to the next: in rows, sequences, reset states."""
-    in_rows, in_sequences = P.to(tl.int64) * K * N * D, K.to(tl.int64) * B * N * D
-    return N * D, in_rows, in_sequences, in_rows if RESETS == 3 else in_sequences
+def arrays_of(k, n, P, K, B, N, D: tl.constexpr, G: tl.constexpr):
+    """Where direction k and head n lie in arrays (P, K, N, D) of rows, (P, K, G, N, D) of their gates and (K, B, N, D)
+    of sequences: of each the first element, and the elements from one row or sequence and from one gate or state to
+    the next."""
+    # What is 32 bits wide is at most the number of elements of the recurrent matrix.
+    return (((k * N + n) * D, K * N * D, P.to(tl.int64) * K * N * D),
+            ((k * G * N + n) * D, K * G * N * D, N * D),
+            ((k.to(tl.int64) * B * N + n) * D, N * D, K.to(tl.int64) * B * N * D))
+
+
+@triton.jit
+def chosen(condition, array, other):
+    """One of two of :func:`arrays_of`, by a scalar."""
+    return (tl.where(condition, array[0], other[0]), tl.where(condition, array[1], other[1]),
+            tl.where(condition, array[2], other[2]))
 
 
 @triton.jit
@@ -54,7 +65,9 @@ def batch_rows(batch_offset, batch_stride, b, B):
 def rows_at(step, steps, backwards, time_offset, time_stride, batch_row):
     """(BLOCK_B,) int32: the row that each sequence's walk consumes at ``step``; any number where it has ended."""
     t = tl.where(backwards, steps - 1 - step, step)
-    given = tl.load(time_offset + t, mask=(t >= 0) & (t < or_zero(time_offset, steps)), other=0)
+    # No step is past that bound: of a scalar, where one of ``steps`` would be a register for each row.
+    first = tl.where(or_zero(time_offset, 1) > 0, 0, 0x7FFFFFFF)
+    given = tl.load(time_offset + t, mask=(t >= first) & (t < steps), other=0)
     return tl.where(or_zero(time_offset, 1) > 0, given.to(tl.int32), t * time_stride) + batch_row
 
 
@@ -69,33 +82,54 @@ def cuts_at(step, steps, backwards, reset, source):
 
 
 @triton.jit
-def offset(row, k, K, n, N, D: tl.constexpr, G: tl.constexpr = 1):
-    """(BLOCK_B,) int64: where direction k, gate 0 and head n of each row of a (P, K, G, N, D) array begin."""
-    return ((row.to(tl.int64) * K + k) * G * N + n) * D
+def wide(number):
+    """An int32 that is not negative in int64. The upper half is no sign, which would be computed and kept."""
+    return number.to(tl.uint32).to(tl.int64)
 
 
 @triton.jit
-def load_planes(pointer, index, plane, u, mask, other, COUNT: tl.constexpr):
-    """A tuple of COUNT tiles, ``plane`` elements apart: units ``u`` from offsets ``index`` (BLOCK_B,)."""
+def starts(pointer, array, number):
+    """(BLOCK_B,): pointers to unit 0 of the rows or sequences ``number`` of one of the arrays of :func:`arrays_of`."""
+    return pointer + array[0] + wide(number) * wide(array[1])
+
+
+@triton.jit
+def place(pointer, array, number, u):
+    """The same to units ``u`` of them, (BLOCK_B, BLOCK_U)."""
+    # A scalar and offsets that are the same for all gates: no program keeps pointers for each of them in registers.
+    return pointer + array[0] + (wide(number)[:, None] * wide(array[1]) + u[None, :])
+
+
+@triton.jit
+def anew(b, u, T, BLOCK_U: tl.constexpr):
+    """``b`` and ``u``, by sums that the compiler does not see through: T is never negative. So it computes addresses of
+    them where they are used, rather than keep those of an earlier use in registers through all steps."""
+    zero = tl.minimum(T, 0)
+    return b + zero, tl.max_contiguous(tl.multiple_of(u + zero, BLOCK_U), BLOCK_U)
+
+
+@triton.jit
+def load_planes(pointer, array, number, u, mask, other, COUNT: tl.constexpr):
+    """A tuple of the tiles of COUNT gates or states."""
     values = ()
     for j in tl.static_range(COUNT):
-        values = values + (tl.load(pointer + j * plane + index[:, None] + u[None, :], mask=mask, other=other),)
+        values = values + (tl.load(place(pointer + j * array[2], array, number, u), mask=mask, other=other),)
     return values
 
 
 @triton.jit
-def store_planes(pointer, index, plane, u, mask, values, COUNT: tl.constexpr):
+def store_planes(pointer, array, number, u, mask, values, COUNT: tl.constexpr):
     for j in tl.static_range(COUNT):
-        tl.store(pointer + j * plane + index[:, None] + u[None, :], values[j], mask=mask)
+        tl.store(place(pointer + j * array[2], array, number, u), values[j], mask=mask)
 
 
 @triton.jit
-def add_planes(pointer, index, plane, u, mask, values, COUNT: tl.constexpr):
+def add_planes(pointer, array, number, u, mask, values, COUNT: tl.constexpr):
     """Adds to memory that only this program touches."""
     # Another thread of it may have stored what this one loads.
     tl.debug_barrier()
-    old = load_planes(pointer, index, plane, u, mask, 0.0, COUNT)
-    store_planes(pointer, index, plane, u, mask, sums(values, old, COUNT), COUNT)
+    old = load_planes(pointer, array, number, u, mask, 0.0, COUNT)
+    store_planes(pointer, array, number, u, mask, sums(values, old, COUNT), COUNT)
 
 
 @triton.jit
@@ -104,6 +138,19 @@ def floats(values, COUNT: tl.constexpr):
     result = ()
     for j in tl.static_range(COUNT):
         result = result + (values[j].to(tl.float32),)
+    return result
+
+
+@triton.jit
+def laid_out_as(product, values, COUNT: tl.constexpr, IF: tl.constexpr):
+    """The tuple, which Triton keeps in the layout of ``product``, a sum of matrix products, from here on, IF so.
+
+    It would compute in the layout of loads what depends on loads only, and change layout, through shared memory, with
+    each result that meets a product. No number is above infinity: of the comparison nothing is left in the kernel.
+    """
+    result = ()
+    for j in tl.static_range(COUNT):
+        result = result + (tl.where(product > float("inf"), 0.0, values[j]) if IF else values[j],)
     return result
 
 
