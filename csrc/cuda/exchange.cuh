@@ -88,8 +88,8 @@ __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The end of a task. No program may leave while others still store to its shared memory, and none may begin another task
-// in its own while a warp still reads there.
+// The end of a task. No program may leave while others still store to its shared memory, and none may begin another
+// task in its own while a warp still reads there.
 template <Exchange kExchange>
 __device__ __forceinline__ void finish() {
   if constexpr (kExchange == Exchange::cluster) cluster_barrier();

@@ -1,5 +1,5 @@
-// The input product of a forward pass that is given x in place of wx: wx[t + 1] = W_ih x[t + 1] + b is formed while h[t]
-// is on its way, and never in memory.
+// The input product of a forward pass that is given x in place of wx: wx[t + 1] = W_ih x[t + 1] + b is formed while
+// h[t] is on its way, and never in memory.
 #pragma once
 
 #include "cuda/place.cuh"
