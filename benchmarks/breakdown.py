@@ -34,8 +34,8 @@ def part_of(names: list[str]) -> str:
     for name in reversed(names):
         if name in PRODUCTS:
             return WEIGHTS if any("Backward" in outer for outer in names) else INPUT
-    return next((KERNELS[name.removeprefix(PREFIX)] for name in reversed(names) if name.removeprefix(PREFIX) in KERNELS),
-                COPIES)
+    plain = (name.removeprefix(PREFIX) for name in reversed(names))
+    return next((KERNELS[name] for name in plain if name in KERNELS), COPIES)
 
 
 @contextmanager

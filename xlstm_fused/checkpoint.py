@@ -3,9 +3,10 @@
 Kept for the backward are the layer's input and output, and the states between blocks of ``every`` time positions; not
 the gates and the states of each step, which are most of what a layer keeps otherwise. The backward walks the blocks in
 reverse: it runs each forward again from the state before it, and then backward. The products over all rows (``W_ih x``
-and the weights' gradients) are done as without blocks, so results are the same bit for bit, but for sums that are formed in
-another order: gradients of one reset state for many resets; in 16-bit dtypes, gradients of ``h`` between blocks, which
-are rounded there; and the input product where, without blocks, the kernel forms it (``takes_input`` of a backend).
+and the weights' gradients) are done as without blocks, so results are the same bit for bit, but for sums that are
+formed in another order: gradients of one reset state for many resets; in 16-bit dtypes, gradients of ``h`` between
+blocks, which are rounded there; and the input product where, without blocks, the kernel forms it (``takes_input`` of a
+backend).
 
 Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, section 4.
 """
