@@ -118,7 +118,9 @@ void pack_rows(const Problem& p, const void* matrix, int64_t inputs, int64_t k, 
 // Vectors [begin, end) of units of head n, each a panel whose outputs are one vector of each gate.
 template <class Storage, int G, class N>
 void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
-  const int64_t size = (std::is_same_v<N, Pair> ? pairs(p.D) : p.D) * G * kLanes<Compute<Storage>>;
+  constexpr int W = kLanes<Compute<Storage>>;
+  constexpr bool kPaired = std::is_same_v<N, Pair>;
+  const int64_t size = (kPaired ? pairs(p.D) : p.D) * G * W;
   for (int64_t v = begin; v < end; ++v) {
     pack_rows<Storage, G>(p, p.weight_hh, p.D, k, n, v, static_cast<N*>(panels) + v * size);
   }
