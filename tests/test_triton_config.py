@@ -47,9 +47,9 @@ def test_the_batch_does_not_change_the_programs_of_a_head_that_fits_one(device):
 def test_the_matrix_stays_on_chip_as_long_as_it_fits():
     assert [config.plan(D, 1, 16, 2, H100, False)[1:6] for D in (64, 128, 256, 512, 1024, 2048)] == [
         (64, 64, 1, True, False), (128, 128, 1, True, False), (64, 128, 4, True, True), (32, 128, 16, True, True),
-        (16, 128, 64, True, True), (32, 64, 64, False, True)]
+        (16, 64, 64, True, True), (32, 64, 64, False, True)]
     assert [config.plan(D, 1, 16, 2, H100, True)[1:6] for D in (64, 128, 256, 768, 1024)] == [
-        (64, 64, 1, True, False), (128, 128, 1, True, False), (64, 256, 4, True, True), (32, 256, 24, True, True),
+        (64, 64, 1, True, False), (128, 128, 1, True, False), (64, 128, 4, True, True), (32, 128, 24, True, True),
         (32, 64, 32, False, True)]
 
 
