@@ -150,7 +150,7 @@ class _Forward(_Derivative):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _pull_back(ctx, gradients, ctx.needs_input_grad[1:])
+        return _pull_back(ctx, ctx.saved_tensors, gradients, ctx.needs_input_grad[1:])
 
 
 class _ForwardFromInput(_Derivative):
@@ -168,8 +168,10 @@ class _ForwardFromInput(_Derivative):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
-        dwx, *others = _pull_back(ctx, gradients, needs)
-        *_, x, weight_ih = ctx.saved_tensors
+        # Once: under activation checkpointing it computes the forward pass again.
+        saved = ctx.saved_tensors
+        dwx, *others = _pull_back(ctx, saved, gradients, needs)
+        *_, x, weight_ih = saved
         assert dwx is not None
         dwx = dwx.flatten(1)
         dx = products.matmul(dwx, weight_ih) if needs_x else None
@@ -186,9 +188,11 @@ def _keep(ctx: Any, problem: list[Any], results: Any, *input: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _pull_back(ctx: Any, gradients: tuple[Tensor | None, ...], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients of ``wx`` and, where ``needs`` says so, of the arguments from ``weight_hh`` on."""
-    weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = ctx.saved_tensors
+def _pull_back(ctx: Any, saved: tuple[Any, ...], gradients: tuple[Tensor | None, ...],
+               needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of ``wx`` and, where ``needs`` says so, of the arguments from ``weight_hh`` on; ``saved`` is
+    ``ctx.saved_tensors``."""
+    weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = saved
     options = *row_tensors[:3], *ctx.options
     dwx, *others = registered.backward.default(
         weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output, *gradients,
