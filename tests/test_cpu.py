@@ -35,10 +35,10 @@ def forced(isas):
 isa, isa_of_16_bit = forced([isa for isa in ISAS if isa != "avx512bf16"]), forced(ISAS)
 
 
-def assert_true(problem):
+def assert_true(problem, run=through_cpu, reference=through_autograd):
     """Values and gradients of the kernels against the reference in float64."""
-    expected_values, expected = problem.to(torch.float64).run(through_autograd)
-    values, gradients = problem.run(through_cpu)
+    expected_values, expected = problem.to(torch.float64).run(reference)
+    values, gradients = problem.run(run)
     for name, value in expected_values.items():
         assert_close(values[name], value, name)
     for name, gradient in expected.items():

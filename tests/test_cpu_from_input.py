@@ -4,7 +4,7 @@ import pytest
 import torch
 from inputs import from_input, two_steps, with_input
 from problems import LAYOUTS, Problem
-from test_cpu import forced_plan, isa  # noqa: F401 (fixtures)
+from test_cpu import assert_true, forced_plan, isa  # noqa: F401 (fixtures)
 from tolerances import assert_close
 
 from xlstm_fused import FusedxLSTM
@@ -30,16 +30,6 @@ def no_row_is_few(monkeypatch):
     monkeypatch.setattr(cpu, "_FEW_ROWS", 0)
 
 
-def assert_true(problem):
-    """Values and gradients against float64."""
-    expected_values, expected = problem.to(torch.float64).run(two_steps)
-    values, gradients = problem.run(through_cpu)
-    for name, value in expected_values.items():
-        assert_close(values[name], value, name)
-    for name, gradient in expected.items():
-        assert_close(gradients[name], gradient, f"gradient of {name}")
-
-
 @pytest.mark.usefixtures("isa", "poisoned_memory")
 @pytest.mark.parametrize("layout", (*LAYOUTS, *LONG))
 @pytest.mark.parametrize("cell", CELLS)
@@ -50,7 +40,7 @@ def test_values_and_gradients(cell, layout, K, N, D, I, reset):
                                         masked=reset == "none", dtype=torch.float32), I)
     if reset == "none":
         del problem.tensors["bias"]
-    assert_true(problem)
+    assert_true(problem, through_cpu, two_steps)
 
 
 @pytest.mark.usefixtures("isa", "forced_plan")

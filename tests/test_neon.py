@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import test_cpu_from_input
 import torch
-from inputs import with_input
+from inputs import two_steps, with_input
 from problems import Problem
 from test_build import ROOT
 from test_cpu import assert_as_good_as_the_reference, assert_true, numbers_of_bfloat16
@@ -117,4 +117,4 @@ def test_an_input(bias):
     problem = with_input(Problem.random("slstm", Rows.dense(29, 5, False), 2, 1, 9, dtype=torch.float32), 7)
     if not bias:
         del problem.tensors["bias"]
-    test_cpu_from_input.assert_true(problem)
+    assert_true(problem, test_cpu_from_input.through_cpu, two_steps)

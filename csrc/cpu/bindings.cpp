@@ -25,12 +25,7 @@ namespace {
 // (threads, team, tiles), or None for the plan that is best for at most `threads` threads.
 using PlanArgument = std::optional<std::tuple<int64_t, int64_t, int64_t>>;
 
-int64_t inputs_of(const LayerParams& p) { return p.input.I; }
-int64_t inputs_of(const BackwardParams&) { return 0; }
-
-template <class Params>
-Plan choose_plan(const Params& p, const Kernel& kernel, int threads, const PlanArgument& forced) {
-  const Shape shape = shape_of(p, kernel, inputs_of(p));
+Plan choose_plan(const Shape& shape, int threads, const PlanArgument& forced) {
   if (!forced) return make_plan(shape, std::min<int64_t>(threads, kMaxThreads));
   const auto [all, team, tiles] = *forced;
   if (shape.B > 0 && !is_valid(shape, {all, team, tiles})) {
@@ -49,9 +44,8 @@ bool signal_raised() {
 
 // Whom a call asks whether to stop: nobody if it is short, or on another thread than Python's main one, which alone
 // runs handlers of signals.
-template <class Params>
-bool (*asked_by(const Params& p, const Kernel& kernel, const Plan& plan))() {
-  if (!is_long(shape_of(p, kernel, inputs_of(p)), plan)) return nullptr;
+bool (*asked_by(const Shape& shape, const Plan& plan))() {
+  if (!is_long(shape, plan)) return nullptr;
   const auto threading = py::module_::import("threading");
   return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident")) ? signal_raised : nullptr;
 }
@@ -69,8 +63,9 @@ void lock_again(PyThreadState* state) {
 // Runs a pass without the interpreter's lock.
 template <class Params>
 void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), const Params& p, const Kernel& kernel,
-         const Plan& plan) {
-  bool (*const asked)() = asked_by(p, kernel, plan);
+         const Shape& shape, int threads, const PlanArgument& forced) {
+  const Plan plan = choose_plan(shape, threads, forced);
+  bool (*const asked)() = asked_by(shape, plan);
   bool stopped = false, no_memory = false;
   PyThreadState* const state = PyEval_SaveThread();
   try {
@@ -92,8 +87,7 @@ void forward(const std::string& cell, const std::string& dtype, const std::strin
   check(p, {kernel.gates, kernel.states}, p.input);
   require_at_least(1, "threads", threads);
   if (p.input.I > 0 && !kernel.pack_input) throw std::invalid_argument("input: expected none for " + dtype);
-  const Plan plan = choose_plan(p, kernel, threads, forced);
-  run(recurrence_fwd, p, kernel, plan);
+  run(recurrence_fwd, p, kernel, shape_of(p, kernel, p.input.I), threads, forced);
 }
 
 void backward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
@@ -102,8 +96,7 @@ void backward(const std::string& cell, const std::string& dtype, const std::stri
   const BackwardParams p = backward_params(problem, arrays);
   check(p, {kernel.gates, kernel.states});
   require_at_least(1, "threads", threads);
-  const Plan plan = choose_plan(p, kernel, threads, forced);
-  run(recurrence_bwd, p, kernel, plan);
+  run(recurrence_bwd, p, kernel, shape_of(p, kernel), threads, forced);
 }
 
 py::list cells() {

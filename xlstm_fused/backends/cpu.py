@@ -118,7 +118,6 @@ class _Sizes(NamedTuple):
             _address("reset_s", reset_s, reset_shapes[1], self.state),
             _address("h_mask", h_mask, self.h0, self.storage))
 
-
     def input(self, P: int, x: Tensor, weight_ih: Tensor, bias: Tensor | None) -> tuple[int, int, int, int]:
         """What the extension's forward pass has last. The tuple is Input in csrc/params.h."""
         I, features = x.shape[-1], math.prod(self.weight_hh[:4])
