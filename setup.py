@@ -102,7 +102,8 @@ def cuda_plan() -> Plan:
     # nvcc is given no CXXFLAGS: whatever they are, its objects are the same.
     units = [Unit("csrc/cuda/bindings.cpp", variant_folder() / "cuda/bindings.o",
                   (*binding_flags(), f'-DXLSTM_FUSED_ARCHS="{" ".join(archs["alone"])}"'), compiler),
-             Unit("csrc/cuda/launch.cu", build_folder() / "cuda/launch.o", device, (nvcc,))]
+             Unit("csrc/cuda/launch.cu", build_folder() / "cuda/launch.o", device, (nvcc,)),
+             Unit("csrc/cuda/steps.cu", build_folder() / "cuda/steps.o", (*device, *gencode(archs["alone"])), (nvcc,))]
     units += [Unit("csrc/cuda/instances.cu", build_folder() / f"cuda/{name}-{kind}-{exchange}.o",
                    (*device, *gencode(archs[exchange]), f"-DXLSTM_FUSED_PASS={name}", f"-DXLSTM_FUSED_KIND={kind}",
                     f"-DXLSTM_FUSED_EXCHANGE={exchange}"), (nvcc,))

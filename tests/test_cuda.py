@@ -1,5 +1,6 @@
 """The CUDA kernels on a GPU, against the reference; what can be known without one is in test_cuda_ptx.py."""
 
+import importlib
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from tolerances import assert_as_good_as, assert_close
 
 from xlstm_fused import FusedxLSTM
 from xlstm_fused.backends import refuses
+from xlstm_fused.backends.cuda import plan as planning
 from xlstm_fused.cells import CELLS
 from xlstm_fused.rows import Rows
 
@@ -77,6 +79,49 @@ def test_many_sequences_take_two_tiles_or_turns(D):
     check(Problem.random("lstm", Rows.dense(3, 300, True), 2, 1, D, reset="per row", dtype=torch.float32))
 
 
+@pytest.fixture
+def in_steps(monkeypatch):
+    """A launch for every step, whatever the sizes."""
+    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
+    monkeypatch.setattr(launch, "forced_plan", lambda D, itemsize, backward, inputs: None if inputs else planning.STEPS)
+
+
+@pytest.mark.parametrize("cell, layout, reset, K, N, D, reverse, masked", COMBINATIONS[::5])
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_launches_for_every_step(in_steps, cell, layout, reset, K, N, D, reverse, masked, dtype):
+    problem = Problem.random(cell, layout, K, N, D, reverse, reset, masked, initial=masked, dtype=dtype)
+    for index in (2, 4) if dtype != torch.float32 else ():
+        problem.cotangents[index].zero_()
+    check(problem)
+
+
+def test_a_head_of_more_units_than_any_grid_holds():
+    assert planning.plans(2100, 1, 3, 2, planning.Device((9, 0), 132, 227 << 10), False) == (planning.STEPS,)
+    problem = Problem.random("lstm", Rows.dense(3, 3, True), 1, 1, 2100, dtype=torch.bfloat16)
+    problem.cotangents[2].zero_()
+    check(problem)
+
+
+def test_replayed_steps_on_two_streams(in_steps):
+    """Two layers' graphs, launched over and over without a wait between them: the bits of the first calls."""
+    layers = [FusedxLSTM(64, 256, device="cuda", dtype=torch.bfloat16, backend="cuda") for _ in range(2)]
+    xs, streams = [torch.randn(30, 9, 64, device="cuda", dtype=torch.bfloat16) for _ in layers], [
+        torch.cuda.Stream() for _ in layers]
+    with torch.no_grad():
+        expected = [layer(x)[0].clone() for layer, x in zip(layers, xs)]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for layer, x, stream, want in zip(layers, xs, streams, expected):
+                with torch.cuda.stream(stream):
+                    assert layer(x)[0].shape == want.shape
+        results = []
+        for layer, x, stream in zip(layers, xs, streams):
+            with torch.cuda.stream(stream):
+                results.append(layer(x)[0])
+        torch.cuda.synchronize()
+    assert all(map(torch.equal, results, expected))
+
+
 def test_ten_thousand_launches_of_random_shapes():
     """Both passes of each problem twice, with the same bits; some of them against the reference."""
     draw = random.Random(int(torch.randint(1 << 31, ())))
@@ -93,7 +138,7 @@ def test_ten_thousand_launches_of_random_shapes():
             check(problem)
 
 
-@pytest.mark.parametrize("D", (256, 1024))
+@pytest.mark.parametrize("D", (256, 1024, 2100))
 def test_a_graph_captured_on_another_stream(D):
     layer = FusedxLSTM(16, D, device="cuda", dtype=torch.bfloat16, backend="cuda")
     x = torch.randn(20, 3, 16, device="cuda", dtype=torch.bfloat16)

@@ -21,7 +21,9 @@ T, B, D = 3, 2, 5
 SHAPE = ("exchange", "tiles", "warps", "shared_bytes", "groups")
 INPUT = ("I", "x", "weight_ih", "bias")
 # The grid's words, R as the backward pass takes it, and what a forward pass may be given in place of wx.
-MEMORY = MEMORY | {name: torch.zeros(1 << 12, dtype=torch.int64) for name in ("words", "weight_t", *INPUT[1:])}
+STEP = ("step", "operand", "product", "carry")
+MEMORY = MEMORY | {name: torch.zeros(1 << 12, dtype=torch.int64) for name in (
+    "words", "weight_t", *INPUT[1:], *STEP[1:])}
 REFUSALS = (TypeError, ValueError, OverflowError, RuntimeError)
 
 
@@ -41,6 +43,33 @@ def right(function, exchange="alone", cell="slstm", inputs=0):
     if inputs:
         arguments["arrays"] = (0, *arguments["arrays"][1:])
     return arguments | {"input": (inputs, *(address[name] if inputs else 0 for name in INPUT[1:]))}
+
+
+def right_step(function, cell="slstm"):
+    """The same of one step's launch."""
+    arguments = right(function, cell=cell)
+    return {name: arguments[name] for name in ("cell", "kind", "device", "stream", "problem", "arrays")} | {
+        "step": (1, *(MEMORY[name].data_ptr() for name in STEP[1:]))}
+
+
+def wrong_step(function):
+    """``(arguments with one mistake, what it is)`` of one step's launch, where they are not those of a whole pass."""
+    base = right_step(function)
+    for index, name in enumerate(STEP):
+        values = (-2, -2**63, *NO_NUMBER) if name == "step" else NO_ADDRESS
+        # Forward, nothing is carried.
+        values += (0,) if name in STEP[1:3] or name == "carry" and function == "backward" else ()
+        for value in values:
+            yield base | {"step": (*base["step"][:index], value, *base["step"][index + 1:])}, (name, value)
+    for value in (None, 7, (), base["step"][:-1], (*base["step"], 0)):
+        yield base | {"step": value}, ("step", value)
+    for name, values in dict(cell=("", "rnn", None), kind=("", "int8", None), device=(-1, 2**31, None),
+                             stream=NO_ADDRESS, problem=(None, base["problem"][:-1]),
+                             arrays=((), (*base["arrays"], 0))).items():
+        yield from ((base | {name: value}, (name, value)) for value in values)
+    for name, value in (("K", 3), ("D", 0), ("P", -1), ("weight_hh", 0)):
+        index = PROBLEM.index(name)
+        yield base | {"problem": (*base["problem"][:index], value, *base["problem"][index + 1:])}, (name, value)
 
 
 def wrong(function):
@@ -101,25 +130,27 @@ def wrong(function):
 def main():
     count = 0
     for function in ARRAYS:
-        for arguments, mistake in wrong(function):
+        mistakes = [(function, *each) for each in wrong(function)]
+        for name, arguments, mistake in (*mistakes, *((f"step_{function}", *each) for each in wrong_step(function))):
             # The last line is the call that crashed, if one does.
-            print(function, mistake, flush=True)
+            print(name, mistake, flush=True)
             try:
-                getattr(_cuda, function)(**arguments)
+                getattr(_cuda, name)(**arguments)
             except REFUSALS as error:
                 assert not isinstance(error, RuntimeError) or "cuda" not in str(error).lower(), error
             else:
                 raise AssertionError("no exception")
             count += 1
-        for exchange, cell, inputs in (("alone", "gru", 0), ("cluster", "lstm", 0), ("grid", "slstm", 0),
-                                       ("alone", "slstm", 32), ("cluster", "gru", 1)):
+        calls = [(f"step_{function}", right_step(function, cell)) for cell in ("lstm", "gru")]
+        calls += [(function, right(function, *each)) for each in (
+            ("alone", "gru", 0), ("cluster", "lstm", 0), ("grid", "slstm", 0), ("alone", "slstm", 32),
+            ("cluster", "gru", 1)) if function == "forward" or not each[-1]]
+        for name, arguments in calls:
             if torch.cuda.is_available():
                 break
-            if inputs and function == "backward":
-                continue
-            print(function, exchange, cell, inputs, flush=True)
+            print(name, arguments, flush=True)
             try:
-                getattr(_cuda, function)(**right(function, exchange, cell, inputs))
+                getattr(_cuda, name)(**arguments)
             except RuntimeError as error:
                 assert "cudaSetDevice" in str(error), error
             else:

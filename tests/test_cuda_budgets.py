@@ -15,7 +15,7 @@ def test_no_instance_spills():
     instances = shipped()
     kinds = {each.kind for each in instances}
     for arch in _cuda.archs.split():
-        for exchange, tiles, backward in REGISTERS:
+        for exchange, tiles, backward in (*REGISTERS, ("steps", 1, False), ("steps", 1, True)):
             if exchange == "cluster" and arch == "80":
                 continue
             for cell in CELLS:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlstm_fused.backends import ORDER, choose, refuses
+from xlstm_fused.backends import refuses
 from xlstm_fused.backends.cuda import plan as planning
-from xlstm_fused.backends.cuda.plan import Device, plans, takes_input
+from xlstm_fused.backends.cuda.plan import STEPS, Device, plans, takes_input
 
 A100 = Device((8, 0), 108, 163 << 10)
 H100 = Device((9, 0), 132, 227 << 10)
@@ -60,8 +60,7 @@ def test_as_many_as_there_can_be_where_none_hold_it(device, D, itemsize):
     (H100, 1024, 1, 16, 2), (H100, 1024, 1, 1000, 3), (H100, 1024, 2, 1, 2), (H100, 2048, 2, 64, 1),
     (A100, 256, 1, 1000, 27), (A100, 256, 3, 8, 3)))
 def test_as_many_groups_as_have_room_and_work(device, D, heads, B, groups):
-    plan = best(D, heads, B, device=device)
-    assert plan.exchange == "grid" and plan.groups == groups
+    assert [each.groups for each in plans(D, heads, B, 2, device, False) if each.exchange == "grid"][0] == groups
 
 
 @pytest.mark.parametrize("device", (A100, H100, B200))
@@ -70,7 +69,7 @@ def test_as_many_groups_as_have_room_and_work(device, D, heads, B, groups):
 def test_every_plan_covers_the_problem_and_fits(device, backward, itemsize):
     for D in (*range(1, 140, 3), 192, 250, 256, 512, 513, 768, 1000, 1024, 1025, 2048):
         for B, heads in ((1, 1), (16, 2), (64, 12), (1000, 1)):
-            for plan in plans(D, heads, B, itemsize, device, backward):
+            for plan in set(plans(D, heads, B, itemsize, device, backward)) - {STEPS}:
                 inner = 4 * plan.units if backward else D
                 assert plan.programs * plan.units >= D > (plan.units - 8) * plan.programs
                 assert plan.units % 8 == 0 and plan.units // 8 <= plan.warps <= planning.WARPS[plan.exchange]
@@ -122,22 +121,25 @@ def test_the_kernels_take_as_many_features_as_the_plan_counts_on():
     assert int(source) == planning.INPUTS
 
 
-def test_what_no_grid_can_take_is_refused():
-    """What launches of every step do in less time, what does not fit in shared memory, too few processors."""
-    assert plans(2049, 1, 1, 2, H100, False) == () == plans(2049, 1, 1, 2, A100, True)
-    assert plans(2048, 1, 1, 4, A100._replace(shared_limit=99 << 10), False) == ()
-    assert plans(1025, 1, 1, 2, H100._replace(processors=16), False) == ()
+def test_what_no_grid_can_take_is_done_in_steps():
+    """Large heads, what does not fit in shared memory, too few processors; else steps are the last resort."""
+    assert plans(2049, 1, 1, 2, H100, False) == plans(2049, 1, 1, 2, A100, True) == (STEPS,)
+    assert plans(2048, 1, 1, 4, A100._replace(shared_limit=99 << 10), False) == (STEPS,)
+    assert plans(1025, 1, 1, 2, H100._replace(processors=16), False) == (STEPS,)
+    assert plans(2048, 1, 1, 4, H100, False)[-1] == plans(64, 1, 1, 2, A100, True)[-1] == STEPS
+    assert STEPS not in plans(64, 1, 1, 2, A100, False, inputs=1) and plans(2049, 1, 1, 2, H100, False, inputs=1) == ()
 
 
-@pytest.mark.parametrize("device, D, reason", (
-    (H100, 2048, None), (A100, 2048, None), (A100, 2049, "at most 2048 units, not of 2049"),
-    (A100._replace(shared_limit=99 << 10), 2048, "108 multiprocessors of compute capability 8.0 cannot hold")))
-def test_too_large_says_why(monkeypatch, device, D, reason):
-    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(launch, "device_of", lambda _: device)
-    found = launch.too_large(D, torch.float32)
-    assert found is None if reason is None else reason in found
+@pytest.mark.parametrize("D, B, heads, forward, backward", (
+    (2048, 16, 1, "grid", "grid"), (2048, 64, 1, "grid", "steps"), (2048, 128, 1, "steps", "steps"),
+    (1024, 64, 1, "grid", "grid"), (1024, 128, 1, "grid", "steps"), (1024, 256, 1, "steps", "steps"),
+    (1024, 64, 2, "grid", "steps"), (768, 64, 1, "grid", "grid"), (256, 512, 1, "cluster", "cluster"),
+    (64, 10_000, 8, "alone", "alone")))
+def test_steps_where_a_grid_takes_longer_by_the_models(D, B, heads, forward, backward):
+    """Never in float32, whose library products do not run on the tensor cores."""
+    for is_backward, exchange in enumerate((forward, backward)):
+        assert best(D, heads, B, backward=bool(is_backward)).exchange == exchange
+        assert best(D, heads, B, itemsize=4, backward=bool(is_backward)).exchange != "steps"
 
 
 def test_the_kernels_have_the_registers_that_the_plan_counts_on():
@@ -176,20 +178,3 @@ def test_a_missing_extension_says_why(monkeypatch, tmp_path):
     cuda._missing.cache_clear()
     assert refuses("cuda", "cuda", torch.float32, "lstm") == "nvcc, the compiler of CUDA, was not found"
     cuda._missing.cache_clear()
-
-
-def test_auto_passes_over_a_backend_that_refuses_the_size(monkeypatch):
-    """A head that no grid holds: auto takes the next backend, and the name raises with the reason."""
-    module = importlib.import_module("xlstm_fused.backends.cuda")
-    triton = importlib.import_module("xlstm_fused.backends.triton")
-    monkeypatch.setattr(module, "_missing", lambda device_type: None)
-    monkeypatch.setattr(triton, "_missing", lambda device_type: None)
-    monkeypatch.setattr(module, "device_type_for_tests", "cpu")
-    monkeypatch.setattr(triton, "device_type_for_tests", "cpu")
-    launch = importlib.import_module("xlstm_fused.backends.cuda.launch")
-    monkeypatch.setattr(launch, "too_large", lambda D, dtype: "too large" if D > 2048 else None)
-    assert ORDER[:2] == ("cuda", "triton")
-    assert choose("auto", "cpu", torch.float32, "lstm", 2048) == "cuda"
-    assert choose("auto", "cpu", torch.float32, "lstm", 2049) == "triton"
-    with pytest.raises(RuntimeError, match="cannot run cell.*too large"):
-        choose("cuda", "cpu", torch.float32, "lstm", 2049)

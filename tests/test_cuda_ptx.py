@@ -113,9 +113,20 @@ def test_a_grid_that_reads_at_every_step():
     (Rows.dense(2, 3, True), 1, 1, True),
     (Rows.packed(torch.tensor([3, 2, 1]), 6, torch.device("cpu")), 2, 1, True),
     (Rows.cumulative(torch.tensor([0, 2, 2, 5]), 5), 2, 2, False)), ids=("batch-first", "packed", "cu_seqlens"))
-@pytest.mark.parametrize("exchange", ("cluster", "grid"))
+@pytest.mark.parametrize("exchange", ("cluster", "grid", "steps"))
 def test_layouts_and_heads(exchange, rows, N, K, reverse):
     check(Problem.random("lstm", rows, K, N, 20, reverse, "per row", True, dtype=BF16), exchange, 2)
+
+
+@pytest.mark.parametrize("cell, D, dtype, reset, K, masked, B", (
+    ("slstm", 37, BF16, "per row", 2, True, 11),
+    ("lstm", 21, FP32, "per sequence", 1, True, 9),
+    ("gru", 20, FP16, "zero", 2, False, 3),
+    ("gru", 33, FP32, "per row", 1, True, 5),
+    ("slstm", 18, FP32, "per sequence", 2, False, 4),
+    ("lstm", 16, BF16, "none", 1, False, 1)))
+def test_launches_for_every_step(cell, D, dtype, reset, K, masked, B):
+    check(small(cell, D, dtype, reset, K, masked, B), "steps")
 
 
 @pytest.mark.parametrize("cell, D, dtype, I, reset, K, masked, B", (

@@ -25,7 +25,8 @@ from xlstm_fused.cells import CELLS
 from xlstm_fused.rows import Rows
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-from xlstm_fused.backends.triton import graphs, launch  # noqa: E402
+from xlstm_fused.backends import graphs  # noqa: E402
+from xlstm_fused.backends.triton import launch  # noqa: E402
 from xlstm_fused.backends.triton.config import Plan  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

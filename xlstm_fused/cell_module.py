@@ -87,7 +87,7 @@ class FusedxLSTMCell(nn.RNNCellBase):
         wx = products.linear(layout.to_rows(data), kind.all_gates(self.weight_ih, inputs), bias)
         wx = wx.view(layout.rows.P, 1, G, N, D)
         weight_hh = kind.all_gates(self.weight_hh, recurrent).to(wx.dtype).reshape(1, G, N, D, D).contiguous()
-        backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell, D)
+        backend = ops.backend_for("auto", wx.device.type, wx.dtype, self.cell)
         _, h_n, s_n, _, _ = ops.recurrence(wx, weight_hh, h0, s0, layout.rows, self.cell, backend=backend)
         h, *others = (layout.state_from_rows(value.flatten(2)).squeeze(0) for value in (h_n, *s_n))
         if not others:

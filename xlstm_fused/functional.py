@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from . import checks, ops
@@ -102,9 +101,7 @@ def recurrence(wx: Tensor, weight_hh: Tensor, state: Given = None, *, cell: str 
     per_row = after_reset is not None and after_reset.per_row
 
     wx = layout.select(wx.flatten(0, -2)).reshape(layout.rows.P, 1, G, N, D).contiguous()
-    # While a graph is made for any size, there is no number to ask a backend about.
-    head_dim = None if torch.compiler.is_compiling() else D
-    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell, head_dim)
+    backend = ops.backend_for(backend, wx.device.type, wx.dtype, cell)
     output, h_n, s_n, pre, states = ops.recurrence(
         wx, weight_hh.reshape(1, G, N, D, D).contiguous(), h0, s0, layout.rows, cell, reset=reset, reset_h=reset_h,
         reset_s=reset_s, reset_per_row=per_row, reverse=reverse, backend=backend, save=trace)

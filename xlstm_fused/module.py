@@ -177,8 +177,7 @@ class FusedxLSTM(nn.RNNBase):
         checks.reset_state(reset_state, reset)
         reset = layout.reset_rows(reset, data.device)
         after_reset = States.read("reset_state", reset_state, data, layout, kind, sizes, L * K, per_row_allowed=True)
-        backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell,
-                                  self.hidden_size // self.num_heads)
+        backend = ops.backend_for(self.backend, data.device.type, data.dtype, self.cell)
 
         x = layout.to_rows(data)
         finals: list[tuple[Tensor, ...]] = []

@@ -352,11 +352,11 @@ def _shift(values: Tensor, initial: Tensor, rows: Rows, backwards: bool) -> Tens
     return torch.cat((kept, initial) if backwards else (initial, kept), time).flatten(0, 1)
 
 
-def backend_for(backend: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None) -> str:
+def backend_for(backend: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
     """:func:`xlstm_fused.backends.choose`; under forward-mode differentiation "auto" is the reference."""
     if backend == "auto" and forward_ad._current_level >= 0:
         return "reference"
-    return choose(backend, device_type, dtype, cell, head_dim)
+    return choose(backend, device_type, dtype, cell)
 
 
 def is_plain() -> bool:

@@ -138,6 +138,44 @@ void backward(const std::string& cell, const std::string& kind, const py::tuple&
                  launch);
 }
 
+// (step, operand, product, carry)
+Step step_of(const py::tuple& values, bool backward) {
+  Fields fields("step", values, 4);
+  const Step step{fields.number(), fields.pointer(), fields.pointer<const float>(), fields.pointer<float>()};
+  require_at_least(-1, "step", step.step);
+  require_address("operand", step.operand);
+  require_address("product", step.product);
+  if (backward) require_address("carry", step.carry);
+  return step;
+}
+
+template <class Params>
+const void* checked_step_kernel(const Params& p, const std::string& cell, const std::string& kind, bool backward,
+                                int device) {
+  const Cell found = find_cell(cell);
+  check(p, found.sizes);
+  // A grid of threads has fewer than 2^31 programs of 256.
+  require_below(int64_t(1) << 38, "K * N * B * D", p.K * p.N * p.rows.B * p.D);
+  require_at_least(0, "device", device);
+  const void* kernel = step_kernel(found.index, kind, backward);
+  if (!kernel) throw std::invalid_argument("kind: there is no kernel for '" + kind + "'");
+  return kernel;
+}
+
+void step_forward(const std::string& cell, const std::string& kind, int device, uintptr_t stream,
+                  const py::tuple& problem, const py::tuple& arrays, const py::tuple& step) {
+  const ForwardParams p = forward_params(problem, arrays);
+  const Step given = step_of(step, false);
+  step_fwd(p, given, checked_step_kernel(p, cell, kind, false, device), device, reinterpret_cast<void*>(stream));
+}
+
+void step_backward(const std::string& cell, const std::string& kind, int device, uintptr_t stream,
+                   const py::tuple& problem, const py::tuple& arrays, const py::tuple& step) {
+  const BackwardParams p = backward_params(problem, arrays);
+  const Step given = step_of(step, true);
+  step_bwd(p, given, checked_step_kernel(p, cell, kind, true, device), device, reinterpret_cast<void*>(stream));
+}
+
 int resident_programs(const std::string& cell, const std::string& kind, bool backward, const py::tuple& shape,
                       const py::tuple& plan, int device) {
   const Launch launch = launch_of(shape, device, 0);
@@ -165,6 +203,13 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("backward", &backward, ARGUMENTS, py::arg("weight_t"),
              "Launch its gradients: the fields of Problem, then the others of BackwardParams, and R as (K, N, D_in, "
              "D_out, G).");
+#undef ARGUMENTS
+#define ARGUMENTS \
+  py::arg("cell"), py::arg("kind"), py::arg("device"), py::arg("stream"), py::arg("problem"), py::arg("arrays"), \
+      py::arg("step")
+  module.def("step_forward", &step_forward, ARGUMENTS,
+             "Launch one step without its product: as forward, and the fields of Step in csrc/cuda/step.h.");
+  module.def("step_backward", &step_backward, ARGUMENTS, "Launch the gradients of one step but for its product.");
 #undef ARGUMENTS
   module.def("resident", &resident_programs, py::arg("cell"), py::arg("kind"), py::arg("backward"), py::arg("shape"),
              py::arg("plan"), py::arg("device"),

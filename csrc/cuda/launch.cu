@@ -2,17 +2,10 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
+#include "cuda/check.h"
 
 namespace xlstm_fused::cuda {
 namespace {
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
 
 // The configuration of a launch, with the attributes that it points to.
 class Configuration {

@@ -1,7 +1,10 @@
 // Launching the kernels, for code that knows nothing of CUDA.
 #pragma once
 
+#include <string>
+
 #include "cuda/plan.h"
+#include "cuda/step.h"
 #include "params.h"
 
 namespace xlstm_fused::cuda {
@@ -43,6 +46,13 @@ void recurrence_fwd(const ForwardParams& params, const Input& input, const Plan&
                     const void* kernel, const Launch& launch);
 void recurrence_bwd(const BackwardParams& params, const Plan& plan, uint64_t* words, const void* weight_t,
                     const void* kernel, const Launch& launch);
+
+// steps.cu: the kernel of one step for a cell, by its place in cells/cells.h, and a kind; nullptr where there is none.
+const void* step_kernel(int cell, const std::string& kind, bool backward);
+
+// As above.
+void step_fwd(const ForwardParams& params, const Step& step, const void* kernel, int device, void* stream);
+void step_bwd(const BackwardParams& params, const Step& step, const void* kernel, int device, void* stream);
 
 // How many programs, or clusters or groups of them, the device can run at once; 0 if not even one.
 int resident(const void* kernel, const Plan& plan, const Launch& launch);

@@ -1,4 +1,5 @@
-// Which numbers of a problem a thread has: one unit, and columns 2 q and 2 q + 1 of each tile of sequences.
+// Where the numbers of a problem lie, and which of them a thread has: one unit, and columns 2 q and 2 q + 1 of each tile
+// of sequences.
 #pragma once
 
 #include "cuda/product.cuh"
@@ -16,6 +17,35 @@ __device__ __forceinline__ void store(void* p, int64_t index, float x) {
   from_float(x, static_cast<Storage*>(p)[index]);
 }
 
+// One unit of one head and direction in each of the arrays.
+struct Spot {
+  const Problem& p;
+  const int64_t n, k;
+  const bool backwards;
+  const int64_t unit;
+
+  __device__ __forceinline__ Spot(const Problem& problem, int64_t head, int64_t direction, int64_t unit_of_head)
+      : p(problem), n(head), k(direction), backwards((direction == 1) != problem.reverse), unit(unit_of_head) {}
+
+  // Indices into arrays over rows, of states and of gates, and into arrays over sequences; and the distance between
+  // the planes of states.
+  __device__ __forceinline__ int64_t in_row(int64_t row) const { return ((row * p.K + k) * p.N + n) * p.D + unit; }
+  __device__ __forceinline__ int64_t gate_in_row(int64_t row, int gate, int gates) const {
+    return (((row * p.K + k) * gates + gate) * p.N + n) * p.D + unit;
+  }
+  __device__ __forceinline__ int64_t in_sequence(int64_t b) const {
+    return ((k * p.rows.B + b) * p.N + n) * p.D + unit;
+  }
+  __device__ __forceinline__ int64_t row_plane() const { return p.rows.P * p.K * p.N * p.D; }
+  __device__ __forceinline__ int64_t sequence_plane() const { return p.K * p.rows.B * p.N * p.D; }
+
+  // Where the reset state of sequence b lies, by the row that cuts; and the distance between its planes.
+  __device__ __forceinline__ int64_t in_reset(int64_t b, int64_t cut) const {
+    return p.reset_per_row ? in_row(cut) : in_sequence(b);
+  }
+  __device__ __forceinline__ int64_t reset_plane() const { return p.reset_per_row ? row_plane() : sequence_plane(); }
+};
+
 // What a program works on: its part of a head, direction and tile of the batch.
 struct Task {
   int rank;  // of the program in its group
@@ -26,20 +56,21 @@ struct Task {
 };
 
 template <class Kind, int kTiles>
-struct Place {
+struct Place : Spot {
   static constexpr int kItems = 2 * kTiles;  // sequences of a thread
-  const Problem& p;
   const int rank;  // of the program in its group
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, q = lane % 4;
-  const int64_t n, k;
-  const bool backwards;
   const int local_unit;  // within the program; a helper's is beyond plan.units
-  const int64_t unit, tile;
+  const int64_t tile;
 
   __device__ __forceinline__ Place(const Problem& problem, const Plan& plan, const Task& task)
-      : p(problem), rank(task.rank), n(task.n), k(task.k), backwards((task.k == 1) != problem.reverse),
-        local_unit(warp * 8 + group),
-        unit(local_unit < plan.units ? int64_t(rank) * plan.units + local_unit : problem.D), tile(task.tile) {}
+      : Spot(problem, task.n, task.k, unit_of(problem, plan, task)), rank(task.rank), local_unit(warp * 8 + group),
+        tile(task.tile) {}
+
+  static __device__ __forceinline__ int64_t unit_of(const Problem& problem, const Plan& plan, const Task& task) {
+    const int local = int(threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4);
+    return local < plan.units ? int64_t(task.rank) * plan.units + local : problem.D;
+  }
 
   __device__ __forceinline__ bool has_unit() const { return unit < p.D; }
 
@@ -72,22 +103,9 @@ struct Place {
     return longest;
   }
 
-  // Indices into arrays over rows, of states and of gates, and into arrays over sequences.
-  __device__ __forceinline__ int64_t in_row(int64_t row) const { return ((row * p.K + k) * p.N + n) * p.D + unit; }
-  __device__ __forceinline__ int64_t gate_in_row(int64_t row, int gate, int gates) const {
-    return (((row * p.K + k) * gates + gate) * p.N + n) * p.D + unit;
-  }
-  __device__ __forceinline__ int64_t in_sequence(int i) const {
-    return ((k * p.rows.B + sequence(i)) * p.N + n) * p.D + unit;
-  }
-  __device__ __forceinline__ int64_t row_plane() const { return p.rows.P * p.K * p.N * p.D; }
-  __device__ __forceinline__ int64_t sequence_plane() const { return p.K * p.rows.B * p.N * p.D; }
-
-  // Where the reset state of item i lies, by the row that cuts; and the distance between its planes.
-  __device__ __forceinline__ int64_t in_reset(int i, int64_t cut) const {
-    return p.reset_per_row ? in_row(cut) : in_sequence(i);
-  }
-  __device__ __forceinline__ int64_t reset_plane() const { return p.reset_per_row ? row_plane() : sequence_plane(); }
+  // Those of item i.
+  __device__ __forceinline__ int64_t in_sequence(int i) const { return Spot::in_sequence(sequence(i)); }
+  __device__ __forceinline__ int64_t in_reset(int i, int64_t cut) const { return Spot::in_reset(sequence(i), cut); }
 };
 
 // The rows for a job of `matrix` (K, G, N, D, width), R or W_ih: the gates of the warp's eight units, so that a thread

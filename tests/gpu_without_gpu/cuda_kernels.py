@@ -17,7 +17,7 @@ DEVICES = {"sm_80": planning.Device((8, 0), 108, 163 << 10), "sm_90": planning.D
 """What the choice of a plan is told: A100, H100, B200."""
 KINDS = {"BFloat16": "bfloat16", "Half": "float16", "Float32": "float32", "TensorFloat32": "tf32"}
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "tf32": 4}
-SIZES = (64, 128, 256, 512, 768, 1024, 2048)
+SIZES = (64, 128, 256, 512, 768, 1024, 2048, 4096)
 
 
 class Instance(NamedTuple):
@@ -49,8 +49,8 @@ def cuobjdump_path():
     return found
 
 
-_KERNEL = re.compile(r"Function \S*recurrence_(fwd|bwd)_kernelINS_\d+(\w+?)ENS\d?_\d+"
-                     r"(BFloat16|Half|TensorFloat32|Float32)ELi(\d+)ELNS\w?_8ExchangeE(\d)E")
+_KERNEL = re.compile(r"Function \S*(?:recurrence|step)_(fwd|bwd)_kernelINS_\d+(\w+?)ENS\d?_\d+"
+                     r"(BFloat16|Half|TensorFloat32|Float32)E(?:Li(\d+)ELNS\w?_8ExchangeE(\d)E)?")
 
 
 def parse(text):
@@ -61,8 +61,8 @@ def parse(text):
             arch = match[1]
         elif match := _KERNEL.search(line):
             name, cell, kind, tiles, exchange = match.groups()
-            instance = Instance(arch, cell.lower(), KINDS[kind], name == "bwd", tuple(planning.WARPS)[int(exchange)],
-                                int(tiles))
+            exchange = tuple(planning.WARPS)[int(exchange)] if exchange else "steps"
+            instance = Instance(arch, cell.lower(), KINDS[kind], name == "bwd", exchange, int(tiles or 1))
         elif instance and (match := re.search(r"REG:(\d+) STACK:(\d+)", line)):
             found[instance] = Needs(*map(int, match.groups()))
             instance = None
@@ -77,7 +77,7 @@ def shipped():
 
 def over_budget(instance, needs):
     """What a GPU would refuse or regret, in words."""
-    limit = 65536 // (32 * planning.WARPS[instance.exchange])
+    limit = 65536 // (32 * planning.WARPS.get(instance.exchange, planning.STEPS.warps))
     return [words for words, wrong in (
         (f"{needs.registers} registers, {limit} are there", needs.registers > limit),
         (f"{needs.stack} bytes of spills", needs.stack > 0)) if wrong]

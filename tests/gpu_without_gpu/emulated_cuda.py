@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from xlstm_fused.backends.cuda import launch
+from xlstm_fused.backends.cuda import launch, steps
 from xlstm_fused.backends.cuda import plan as planning
 
 from .cuda_kernels import DEVICES
 from .nvcc import Sources, Struct
 
 CSRC = Path(__file__).parents[2] / "csrc"
-ARCHS = {"alone": "sm_80", "cluster": "sm_90", "grid": "sm_80"}
+ARCHS = {"alone": "sm_80", "cluster": "sm_90", "grid": "sm_80", "steps": "sm_80"}
 """The GPU whose PTX all code of an exchange is made of: the first in CUDA_ARCHS of setup.py."""
 SOURCE = """#include "cells/cells.h"
 #include "cuda/kernels.cuh"
@@ -23,14 +23,22 @@ template __global__ void recurrence_{name}_kernel<{cell}, kinds::{kind}, {tiles}
 }}
 """
 """One kernel of the package's; compiling all that share its source file takes longer."""
+STEP = """#include "cells/cells.h"
+#include "cuda/step.cuh"
+namespace xlstm_fused::cuda {{
+template __global__ void step_{name}_kernel<{cell}, kinds::{kind}>(
+    const __grid_constant__ {params}, const __grid_constant__ Step);
+}}
+"""
+"""The same of what runs beside a product."""
 
 
 @functools.cache
 def sources(backward, cell, kind, tiles, exchange, csrc=CSRC):
     name, params, more = ("bwd", "BackwardParams", "const void*") if backward else (
         "fwd", "ForwardParams", "const __grid_constant__ Input")
-    text = SOURCE.format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles, exchange=exchange,
-                         params=params, more=more)
+    text = (STEP if exchange == "steps" else SOURCE).format(name=name, cell=cell.capitalize(), kind=kind, tiles=tiles,
+                                                              exchange=exchange, params=params, more=more)
     return Sources(text, ARCHS[exchange], include=[csrc])
 
 
@@ -66,6 +74,22 @@ class Emulator:
         self.launches.append((backward, kind, plan))
         self.inputs += [input[0]] * (not backward)
 
+    def step(self, backward, cell, kind, device, problem, arrays, step):
+        """Takes the place of ``steps.call``."""
+        fields = [Struct(*map(_value, each)) for each in ((*problem, *arrays), step)]
+        B, K, N, D = problem[1], *problem[8:11]
+        kernel = sources(backward, cell, kind, 1, "steps", self.csrc).kernel()
+        # A program in order: threads have nothing to do with each other, and a race would be reported.
+        kernel.launch((-(-K * N * B * D // 64),), (64,), fields, schedule=self.schedule, seed=self.seed)
+        if step[0] == -1:
+            self.launches.append((backward, kind, planning.STEPS))
+            self.inputs += [0] * (not backward)
+
+    @staticmethod
+    def product(a, b, out):
+        """Takes the place of ``steps.product``: torch has no such product on the CPU."""
+        torch.bmm(a.float(), b.float(), out=out)
+
 
 @contextlib.contextmanager
 def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=CSRC, shared_limit=None, groups=1):
@@ -78,15 +102,18 @@ def emulated(exchange="alone", programs=1, tiles=1, schedule=None, seed=1, csrc=
     device = DEVICES[ARCHS[exchange]]
     if shared_limit is not None:
         device = device._replace(shared_limit=shared_limit)
-    before = launch.call, launch.forced_plan, launch.device_of
+    before = launch.call, launch.forced_plan, launch.device_of, steps.call, steps.product
 
     def plan(D, itemsize, backward, inputs):
+        if exchange == "steps":
+            return None if inputs else planning.STEPS
         found = planning.plan_for(exchange, programs, tiles, D, itemsize, device, backward, inputs)
         return found and found._replace(groups=groups)
 
     try:
-        launch.call, launch.forced_plan = Emulator(schedule, seed, csrc), plan
+        emulator = launch.call = Emulator(schedule, seed, csrc)
+        launch.forced_plan, steps.call, steps.product = plan, emulator.step, emulator.product
         launch.device_of = lambda _: device
-        yield launch.call
+        yield emulator
     finally:
-        launch.call, launch.forced_plan, launch.device_of = before
+        launch.call, launch.forced_plan, launch.device_of, steps.call, steps.product = before

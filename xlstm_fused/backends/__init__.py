@@ -2,9 +2,8 @@
 
 A backend is a module with the functions ``inference``, ``forward`` and ``backward`` (signatures and shapes in
 :mod:`xlstm_fused.backends.reference`) and ``refuses(device_type, dtype, cell)``, which returns None or the reason in
-words; one that does not run heads of every size has ``too_large(head_dim, dtype)`` beside it. One that can form the
-input product itself has ``takes_input(head_dim, inputs, dtype, device)``, ``inference_from_input`` and
-``forward_from_input``. Modules are imported when first asked for.
+words. One that can form the input product itself has ``takes_input(head_dim, inputs, dtype, device)``,
+``inference_from_input`` and ``forward_from_input``. Modules are imported when first asked for.
 """
 
 from __future__ import annotations
@@ -59,27 +58,22 @@ def load(name: str) -> Module:
     return cast(Module, importlib.import_module(f"{__name__}.{name}"))
 
 
-def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str | None:
-    """Why backend ``name`` does not run ``cell`` in ``dtype`` on ``device_type``, with heads of ``head_dim`` units if
-    that is given; None if it does."""
-    backend = load(name)
-    reason = backend.refuses(device_type, dtype, cell)
-    if reason is None and head_dim is not None and hasattr(backend, "too_large"):
-        reason = backend.too_large(head_dim, dtype)
-    return reason
+def refuses(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str | None:
+    """Why backend ``name`` does not run ``cell`` in ``dtype`` on ``device_type``; None if it does."""
+    return load(name).refuses(device_type, dtype, cell)
 
 
 # torch.compile runs this while it traces: importing a module is nothing to put into a graph.
 @constant
-def choose(name: str, device_type: str, dtype: torch.dtype, cell: str, head_dim: int | None = None) -> str:
+def choose(name: str, device_type: str, dtype: torch.dtype, cell: str) -> str:
     """The backend to run: ``name``, one of :data:`ORDER`, or for "auto" the first of those that does not refuse.
 
     Raises:
         RuntimeError: a named backend refuses.
     """
     if name == "auto":
-        return next(each for each in ORDER if refuses(each, device_type, dtype, cell, head_dim) is None)
-    reason = refuses(name, device_type, dtype, cell, head_dim)
+        return next(each for each in ORDER if refuses(each, device_type, dtype, cell) is None)
+    reason = refuses(name, device_type, dtype, cell)
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot run cell={cell!r} in {dtype} on a {device_type} device: {reason}")
     return name

@@ -1,6 +1,10 @@
-"""What the GPU backends ask of a tensor before a kernel gets its address."""
+"""What the GPU backends ask of a tensor before a kernel gets its address, and where they launch."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,3 +25,18 @@ def checked(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype
     if not value.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {value.stride()} for shape {shape}")
     return value
+
+
+def address(value: Tensor | None) -> int:
+    """Where the numbers of ``value`` lie; 0 for None and where there are none."""
+    return 0 if value is None or value.numel() == 0 else value.data_ptr()
+
+
+def addresses(fields: Iterable[Any]) -> tuple[Any, ...]:
+    """The fields of a kernel's parameters, tensors by their address, and None as 0."""
+    return tuple(address(each) if each is None or isinstance(each, Tensor) else each for each in fields)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Inside, ``device`` is the current one, if it is a GPU and not what tests emulate one on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

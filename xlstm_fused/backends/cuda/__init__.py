@@ -40,12 +40,6 @@ def refuses(device_type: str, dtype: torch.dtype, cell: str) -> str | None:
     return reason
 
 
-def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
-    """Why heads of so many units cannot be run on the current device; None if they can."""
-    reason: str | None = _launch().too_large(head_dim, dtype)
-    return reason
-
-
 def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether :func:`forward_from_input` and :func:`inference_from_input` are the way to go, for an input of ``inputs``
     features to heads of D units; see plan.takes_input."""

@@ -14,9 +14,10 @@ from ... import products
 from ...cells import CELLS
 from ...dtypes import state_dtype
 from ...rows import Rows
-from ..arguments import checked
+from ..arguments import address, addresses, checked
 from . import _cuda as _cuda
 from . import plan as planning
+from . import steps
 
 Shape = tuple[int, ...]
 Input = tuple[int, Tensor | None, Tensor | None, Tensor | None]
@@ -37,12 +38,15 @@ def device_of(device: torch.device) -> planning.Device:
 @functools.cache
 def _is_resident(cell: str, kind: str, backward: bool, plan: planning.Plan, index: int) -> bool:
     """Whether the driver can have the plan's programs resident at once: one, a cluster, or all groups of a grid."""
+    if plan == planning.STEPS:
+        return True
     return bool(_cuda.resident(cell, kind, backward, plan.launch, plan.fields, index) >= plan.groups)
 
 
 def choose_plan(D: int, heads: int, B: int, cell: str, kind: str, itemsize: int, device: torch.device, backward: bool,
                 inputs: int = 0) -> planning.Plan | None:
-    """The best plan that the device has room for, of those that multiply ``inputs`` features; None if there is none."""
+    """The best plan that the device has room for, of those that multiply ``inputs`` features; None if there is none, as
+    there may be with an input."""
     if forced_plan is not None:
         return forced_plan(D, itemsize, backward, inputs)
     return next((plan for plan in planning.plans(D, heads, B, itemsize, device_of(device), backward, inputs)
@@ -54,19 +58,6 @@ def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -
     return planning.takes_input(D, inputs, dtype.itemsize, device_of(device))
 
 
-def too_large(head_dim: int, dtype: torch.dtype) -> str | None:
-    """Why heads of so many units cannot be run on the current device; None if they can."""
-    if forced_plan is not None:
-        return None
-    if head_dim > planning.LARGEST:
-        return f"it runs heads of at most {planning.LARGEST} units, not of {head_dim}"
-    device = device_of(torch.device("cuda", torch.cuda.current_device()))
-    if all(planning.plans(head_dim, 1, 1, dtype.itemsize, device, backward) for backward in (False, True)):
-        return None
-    return f"its {device.processors} multiprocessors of compute capability {'.'.join(map(str, device.capability))} " + (
-        f"cannot hold what a head of {head_dim} units needs at once")
-
-
 def kind_of(dtype: torch.dtype) -> str:
     """The kernels' name for numbers of this dtype: float32 has two, by torch's own setting for matrix products."""
     if dtype != torch.float32:
@@ -75,10 +66,6 @@ def kind_of(dtype: torch.dtype) -> str:
     # torch 2.9 and later have three settings and are strict about mixing them with the switch of old.
     allowed = matmul.fp32_precision == "tf32" if hasattr(torch.backends, "fp32_precision") else matmul.allow_tf32
     return "tf32" if allowed else "float32"
-
-
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None or value.numel() == 0 else value.data_ptr()
 
 
 def new_words(plan: planning.Plan, device: torch.device) -> Tensor | None:
@@ -95,15 +82,14 @@ def call(backward: bool, cell: str, kind: str, plan: planning.Plan, device: torc
     """Launch one kernel on the current stream of ``device``. In ``problem``, ``arrays`` and ``input``, which are the
     structs of csrc/params.h, tensors stand for addresses, and None for 0. ``words`` is what :func:`new_words` returns;
     ``input`` is a forward pass's only, ``weight_t`` a backward one's."""
-    fields = tuple(_address(each) if each is None or isinstance(each, Tensor) else each for each in problem)
-    addresses = tuple(map(_address, arrays))
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        arguments = cell, kind, plan.launch, plan.fields, device.index, stream, fields, addresses, _address(words)
+        arguments = (cell, kind, plan.launch, plan.fields, device.index, stream, addresses(problem), addresses(arrays),
+                     address(words))
         if backward:
-            _cuda.backward(*arguments, _address(weight_t))
+            _cuda.backward(*arguments, address(weight_t))
         else:
-            _cuda.forward(*arguments, (input[0], *map(_address, input[1:])))
+            _cuda.forward(*arguments, addresses(input))
 
 
 class _Problem:
@@ -119,7 +105,7 @@ class _Problem:
         G, others, P, B = len(CELLS[cell].gates), len(CELLS[cell].states) - 1, rows.P, rows.B
         if P >= 1 << 31:
             raise ValueError(f"expected fewer than 2^31 rows, got {P}")
-        self.rows, self.cell, self.kind = rows, cell, kind_of(self.storage)
+        self.rows, self.cell, self.kind, self.weight_hh = rows, cell, kind_of(self.storage), weight_hh
         self.gates: Shape = (P, K, G, N, D)
         self.output: Shape = (P, K, N, D)
         self.states: Shape = (others, P, K, N, D)
@@ -156,15 +142,17 @@ class _Problem:
     def plan(self, backward: bool, inputs: int = 0) -> planning.Plan | None:
         return choose_plan(*self.sizes, self.cell, self.kind, self.storage.itemsize, self.device, backward, inputs)
 
-    def run(self, backward: bool, arrays: Sequence[Tensor | None], input: Input = NO_INPUT,
-            weight_t: Tensor | None = None) -> None:
+    def run(self, backward: bool, arrays: Sequence[Tensor | None], input: Input = NO_INPUT) -> None:
         if self.is_empty:
             return
         plan = self.plan(backward, input[0])
-        if plan is None:
-            raise RuntimeError(f"backend='cuda': {self.device} has no room for a head of {self.sizes[0]} units: use "
-                               "backend='triton'")
+        assert plan is not None, "without an input, there is always room for steps"
+        if plan == planning.STEPS:
+            steps.run(backward, self.cell, self.kind, self.weight_hh, self.fields, arrays)
+            return
         words = new_words(plan, self.device)
+        # Its rows are then as contiguous along the inner dimension of this product as R's along the forward one's.
+        weight_t = self.weight_hh.permute(0, 2, 4, 3, 1).contiguous() if backward else None
         call(backward, self.cell, self.kind, plan, self.device, self.fields, arrays, words, input, weight_t)
 
 
@@ -222,7 +210,5 @@ def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Ten
         torch.zeros(0 if value is None else shape, dtype=dtype, device=problem.device)
         for value, shape, dtype in ((reset_h, problem.reset_h, storage), (reset_s, problem.reset_s, state)))
     results = dpre, dh0, ds0, dreset_h, dreset_s
-    # Its rows are then as contiguous along the inner dimension of this product as those of R along the forward one's.
-    weight_t = weight_hh.permute(0, 2, 4, 3, 1).contiguous()
-    problem.run(True, (*inputs, *(each if each.numel() else None for each in results)), weight_t=weight_t)
+    problem.run(True, (*inputs, *(each if each.numel() else None for each in results)))
     return results

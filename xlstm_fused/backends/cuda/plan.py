@@ -3,7 +3,7 @@
 A program has ``units`` units of one head and direction, a warp for each 8 of them, and a tile of sequences. Its part of
 R, ``4 * units * D`` numbers, decides: registers and shared memory of one program hold a small head, those of a cluster
 of up to 16 programs one four times and more as large, those of a grid, which is all of the device, the largest. What
-does not fit is read from memory at every step.
+does not fit is read from memory at every step; in the end, by a product launched for each.
 """
 
 import functools
@@ -23,8 +23,13 @@ REGISTERS = {("alone", 1, False): 1, ("alone", 1, True): 0, ("cluster", 1, False
 PAIRS = 128
 """8-byte parts of h that each warp of a grid's program fetches from the others' before it may use any."""
 LARGEST = 2048
-"""Most units of a head. Of a larger one most of R would be read at every step, by few programs, and all of what they
-pass on as well: by our models a launch for every step, as the triton backend has, takes less time then."""
+"""Most units of a head that programs walk through all steps with. Of a larger one most of R would be read at every
+step, by few programs, and all of what they pass on as well."""
+LAUNCHES, L2 = 3.0, 5.5e6
+"""A model of a step with launches of its own, on an H100 or H200: microseconds of the product's and the cell's, beside
+bytes per microsecond of the second-level cache, from which the product reads R."""
+EXCHANGE, GRID = 0.8, {False: 3.8e8, True: 1.9e8}
+"""The same of a grid's step: microseconds to pass h on, and, by pass, bytes of R times sequences per microsecond."""
 INPUTS = 32
 """Most features of an input that the forward pass multiplies by W_ih itself: ``kInputs`` in csrc/cuda/plan.h."""
 WATCHDOG = 10_000_000_000
@@ -74,6 +79,10 @@ class Plan(NamedTuple):
     def fields(self) -> tuple[int, ...]:
         """What the kernels are given."""
         return self[5:15]
+
+
+STEPS = Plan("steps", 1, 8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
+"""No program walks: a product and a kernel for the rest are launched for each step (steps.py)."""
 
 
 def _ceil(a: int, b: int) -> int:
@@ -132,11 +141,11 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
           inputs: int = 0) -> tuple[Plan, ...]:
     """The plans for ``heads`` matrices (heads times directions) of (GATES * D, D) and B sequences, the best first.
 
-    Empty where the head is too large. With ``inputs``, only those that multiply as many features by W_ih. Which of them
-    the device has room for at the moment is asked of its driver.
+    Which of them the device has room for at the moment is asked of its driver; there always is for :data:`STEPS`. With
+    ``inputs``, only those that multiply as many features by W_ih, perhaps none.
     """
     if D > LARGEST:
-        return ()
+        return () if inputs else (STEPS,)
     sizes = [("alone", 1)]
     if device.capability[0] in (9, 10):
         sizes += [("cluster", programs) for programs in CLUSTERS]
@@ -161,7 +170,19 @@ def plans(D: int, heads: int, B: int, itemsize: int, device: Device, backward: b
     grids = [each for each in resident if each.exchange == "grid"]
     large = [each for each in resident if each not in small + grids]
     streaming = sorted((each for each in results if not each.resident), key=lambda each: -each.programs)
-    return *small, *grids, *large, *streaming
+    if steps_pay(D, heads, B, itemsize, backward):
+        return *small, STEPS, *grids, *large, *streaming
+    return *small, *grids, *large, *streaming, STEPS
+
+
+def steps_pay(D: int, heads: int, B: int, itemsize: int, backward: bool) -> bool:
+    """Whether launches for each step take less time than a grid that walks through all, by the models of both.
+
+    They read R once for all sequences, where a grid's programs take those in turns. In float32 a library's product
+    does not run on the tensor cores, so they do not.
+    """
+    size = heads * GATES * D * D * itemsize
+    return itemsize == 2 and LAUNCHES + size / L2 < EXCHANGE + B * size / GRID[backward]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from ...dtypes import state_dtype
 from ...rows import Rows
-from ..arguments import checked
+from ..arguments import checked, on
+from ..graphs import Graphs
 from . import config
 from .cells import MODULES
-from .graphs import Graphs
 from .recurrence_bwd import recurrence_bwd_kernel
 from .recurrence_fwd import recurrence_fwd_kernel
 
@@ -44,11 +43,6 @@ def device_of(device: torch.device) -> config.Device:
     properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return config.Device(properties["multiprocessor_count"], properties["max_shared_mem"],
                          64 if torch.version.hip is not None else 32)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    # Triton launches on the current device and stream.
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class Launch:
@@ -132,7 +126,8 @@ class Launch:
             for step in steps:
                 kernel[(tiles * plan.slices, self.N, self.K)](*shared, *step, plan.slices, **options)
 
-        with _on(self.device):
+        # Triton launches on the current device and stream.
+        with on(self.device):
             if len(steps) == 1:
                 launches()
                 return

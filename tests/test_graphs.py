@@ -1,4 +1,4 @@
-"""Which launches of the Triton backend are done anew, which are captured, and which replayed, without a GPU."""
+"""Which launches of the GPU backends are done anew, which are captured, and which replayed, without a GPU."""
 
 import threading
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xlstm_fused.backends.triton import graphs
+from xlstm_fused.backends import graphs
 
 CPU = torch.device("cpu")
 
@@ -83,6 +83,25 @@ def test_one_capture_whatever_threads_do(log):
     assert log == ["capture"] + ["replay"] * 8
 
 
+def test_in_turns_a_graph_waits_for_the_last_one_whatever_streams_they_are_on(log, monkeypatch):
+    """Of its own device; the launches themselves do not wait."""
+    def stream(name):
+        return SimpleNamespace(name=name, wait_event=lambda event: log.append(f"{name} waits for {event.name}"))
+
+    class Event:
+        def record(self, stream):
+            self.name = stream.name
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    cache = graphs.Graphs(in_turns=True)
+    for device, key, name in (("a", 1, "s"), ("a", 1, "s"), ("a", 2, "s"), ("a", 2, "t"), ("b", 3, "u"), ("b", 3, "u"),
+                              ("a", 1, "t")):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _, name=name: stream(name))
+        cache.run((key,), lambda: log.append("launch"), device)
+    assert log == ["launch", "capture", "replay", "launch", "launch", "capture", "t waits for s", "replay", "launch",
+                   "launch", "capture", "replay", "launch", "t waits for t", "replay", "launch"]
+
+
 @pytest.mark.parametrize("capturing, hip, device, expected", (
     (False, None, "cuda", True), (True, None, "cuda", False), (False, "6.4", "cuda", False),
     (False, None, "cpu", False)))
@@ -116,9 +135,10 @@ def test_a_capture_always_ends(monkeypatch, fails):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(log))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: None)
+    monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: log.append(("handle",)))
     if fails:
         with pytest.raises(RuntimeError, match="^no$"):
             graphs.capture(launches, CPU)
     else:
         assert isinstance(graphs.capture(launches, CPU), FakeGraph)
-    assert log == [("begin", "thread_local"), ("launch",), ("end",)]
+    assert log == [("handle",), ("begin", "thread_local"), ("launch",), ("end",)]

@@ -1,6 +1,6 @@
 """One CUDA graph in place of many launches, where the same launches come again.
 
-A pass that launches once per step is bound by what a launch costs in Python. Launches are the same if all that they
+A pass that launches for every step is bound by what a launch costs in Python. Launches are the same if all that they
 take is: kernel, sizes, options and the address of every tensor. In a loop of training or serving they are, since
 torch's allocator hands out the same memory in every iteration. So what comes a second time is captured, and from then
 on is one call that enqueues the very same launches on the current stream.
@@ -34,6 +34,8 @@ def capture(launches: Callable[[], None], device: torch.device) -> torch.cuda.CU
     high priority, which hardly anything else uses; other threads go on with whatever they do.
     """
     graph = torch.cuda.CUDAGraph()
+    # The library of products wants a handle of this thread, which cannot be made while a stream is captured.
+    torch.cuda.current_blas_handle()
     with torch.cuda.stream(torch.cuda.Stream(device, priority=-1)):
         graph.capture_begin(capture_error_mode="thread_local")
         try:
@@ -44,10 +46,14 @@ def capture(launches: Callable[[], None], device: torch.device) -> torch.cuda.CU
 
 
 class Graphs:
-    """The launches seen last, by key, with a graph of those that came more than once."""
+    """The launches seen last, by key, with a graph of those that came more than once.
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity, self._lock = capacity, threading.Lock()
+    ``in_turns``: a device runs one of the graphs at a time, whatever streams they are on.
+    """
+
+    def __init__(self, capacity: int = CAPACITY, in_turns: bool = False) -> None:
+        self._capacity, self._in_turns, self._lock = capacity, in_turns, threading.Lock()
+        self._ends: dict[torch.device, torch.cuda.Event] = {}
         # None for launches that came once. The oldest come first.
         self._graphs: OrderedDict[tuple[Any, ...], torch.cuda.CUDAGraph | None] = OrderedDict()
 
@@ -65,7 +71,7 @@ class Graphs:
                 graph = self._graphs[key]
                 if graph is None:
                     graph = self._graphs[key] = capture(launches, device)
-                graph.replay()
+                self._replay(graph, device)
                 self._graphs.move_to_end(key)
                 return
         # Compiles the kernels and loads them, neither of which a capture could do.
@@ -75,3 +81,13 @@ class Graphs:
             if len(self._graphs) > self._capacity:
                 # A graph that still runs is freed when it is through.
                 self._graphs.popitem(last=False)
+
+    def _replay(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+        if not self._in_turns:
+            graph.replay()
+            return
+        stream = torch.cuda.current_stream(device)
+        if device in self._ends:
+            stream.wait_event(self._ends[device])
+        graph.replay()
+        self._ends.setdefault(device, torch.cuda.Event()).record(stream)
