@@ -5,9 +5,25 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace xlstm_fused::cpu {
 namespace {
+
+#if defined(__x86_64__)
+// Whether the operating system lets this process use the tile registers, which it does not unasked.
+bool has_leave_for_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Empty, or what the processor or the operating system lacks.
 std::string lacks(Feature feature) {
@@ -25,11 +41,19 @@ std::string lacks(Feature feature) {
                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
     return "this processor or its operating system lacks avx512f, bw, dq or vl";
   }
-  if (feature == kAvx512Bf16) {
+  if (feature >= kAvx512Bf16) {
     // Compilers differ in whether they know it by name.
     constexpr unsigned kBf16 = 1u << 5;
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kBf16)) return "this processor lacks avx512_bf16";
+  }
+  if (feature == kAmx) {
+    constexpr unsigned kTilesAndBf16 = 1u << 24 | 1u << 22;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTilesAndBf16) != kTilesAndBf16) {
+      return "this processor lacks amx_tile or amx_bf16";
+    }
+    if (!has_leave_for_tiles()) return "the operating system gives no leave to use amx";
   }
   return "";
 #else
@@ -45,6 +69,11 @@ Isa present(const char* name, const KernelTable& table) { return {name, lacks(ta
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
+#if defined(XLSTM_FUSED_HAVE_AVX512AMX)
+      present("avx512amx", avx512amx::kernels),
+#else
+      missing("avx512amx"),
+#endif
 #if defined(XLSTM_FUSED_HAVE_AVX512BF16)
       present("avx512bf16", avx512bf16::kernels),
 #else

@@ -83,12 +83,6 @@ XF_HD void store_in_row(BFloat16* row, int v, int count, Vec<float, W> x) {
   __builtin_memcpy(pair, &words, sizeof words);
 }
 
-// The numbers of two vectors, all bfloat16, as pairs.
-template <int W>
-XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
-  return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
-}
-
 // The vector v of units of head n, of each gate of a matrix (K, G, N, D, inputs), to a panel [inputs][G][W] of numbers N;
 // [ceil(inputs / 2)][G][W] of pairs, an odd last one filled up by zeros.
 template <class Storage, int G, class N>
@@ -145,20 +139,22 @@ void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64
   }
 }
 
-// Sums[rows][G][W] = h[rows][D_in] times the vector v of units of every gate, without a packed panel: what a matrix is
-// worth that is used once. The same sums, in the same order, as multiply() forms of the panel.
+// Sums[rows][G][W] = h[rows][inputs] times the vector v of units of every gate of a matrix (K, G, N, D, inputs), without
+// a packed panel: what a matrix is worth that is used once. The same sums, in the same order, as multiply() forms of the
+// panel.
 template <class Storage, int G, int MB, class A, class E>
-void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h, int64_t ldh, E* sums) {
+void multiply_once(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v, const A* h,
+                   int64_t ldh, E* sums) {
   constexpr int W = kLanes<E>;
-  const int64_t D = p.D;
-  const int units = int(D - v * W < W ? D - v * W : W);
+  const int units = int(p.D - v * W < W ? p.D - v * W : W);
   for (int g = 0; g < G; ++g) {
+    const Storage* source = static_cast<const Storage*>(matrix) + (((k * G + g) * p.N + n) * p.D + v * W) * inputs;
     VecOf<Storage> acc[MB];
     for (int i = 0; i < MB; ++i) acc[i] = VecOf<Storage>(0);
-    for (int64_t in = 0; in < D; in += W) {
-      const int columns = int(D - in < W ? D - in : W);
+    for (int64_t in = 0; in < inputs; in += W) {
+      const int columns = int(inputs - in < W ? inputs - in : W);
       VecOf<Storage> x[W];
-      load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, units, columns, x);
+      load_square(source + in, inputs, units, columns, x);
       transpose(x, std::make_integer_sequence<int, W>());
       if constexpr (std::is_same_v<A, Pair>) {
         for (int j = 0; j < columns; j += 2) {
@@ -173,6 +169,21 @@ void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h
     }
     for (int i = 0; i < MB; ++i) acc[i].store(sums + (i * G + g) * W);
   }
+}
+
+// Sums[W] = dpre[G * D_out] times the vector v of inputs of the matrix, likewise.
+template <class Storage, int G, class E>
+void pull_back_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* dpre, E* sums) {
+  constexpr int W = kLanes<E>;
+  const int units = int(p.D - v * W < W ? p.D - v * W : W);
+  VecOf<Storage> acc(0);
+  for (int g = 0; g < G; ++g) {
+    const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
+    for (int64_t out = 0; out < p.D; ++out) {
+      acc = multiply_add(dpre[g * p.D + out], load(source + out * p.D, units), acc);
+    }
+  }
+  acc.store(sums);
 }
 
 XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }

@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/storage.h"
+#include "cpu/tiles.h"
 #include "rows.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -83,11 +84,31 @@ class Pass {
   using V = VecOf<Storage>;
   static constexpr int W = kLanes<E>;
 
-  // The rows that meet the packed matrix have `columns` elements.
-  Pass(const Params& p, const Job& job, int64_t columns)
+  // The rows that meet the packed matrix have `columns` elements; tiles take them in `parts` parts.
+  Pass(const Params& p, const Job& job, int64_t columns, int parts)
       : p_(p), job_(job), place_{p, job.k, job.n}, size_(buffers(job.count, columns, p.D, W, sizeof(E))),
         exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
-        sums_(static_cast<E*>(job.own)) {}
+        sums_(static_cast<E*>(job.own)), split_rows_(job.split_rows, job.count, columns, parts) {}
+
+  // Makes the rows of x, of which panels in tiles take the parts, those of the products to come.
+  void split(const E* x, int64_t rows) {
+    if constexpr (has_tiles<Storage>) {
+      for (int64_t i = 0; in_tiles(job_.form) && i < rows; ++i) split_rows_.set(i, x + i * size_.stride);
+    }
+  }
+
+  // sums[rows][NP][W] = the split rows times a panel of the vectors of units from v. Then once(x, i, j), with row i, for
+  // what is too large for tiles in it or in the vector v + j < v + V, whose flags are given.
+  template <int NP, int V, class Once>
+  void multiply_tiles(const BFloat16* panel, Form form, const bool* large, const SplitRows& x, int64_t rows, E* sums,
+                      Once once) {
+    multiply<NP>(registers_, panel, form, x, rows, sums);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int j = 0; j < V; ++j) {
+        if (__builtin_expect(x[i].large || large[j], 0)) once(x[i].x, i, j);
+      }
+    }
+  }
 
   // sums[rows][NP][W] = x[rows][columns] times the panel of the vectors of units from v.
   template <int NP>
@@ -112,6 +133,8 @@ class Pass {
   E* const exchange_;
   E* const carry_;
   E* const sums_;
+  SplitRows split_rows_;
+  TileRegisters<has_tiles<Storage>> registers_;
 };
 
 }  // namespace
