@@ -115,19 +115,32 @@ int dtype_index(const std::string& name) {
   throw std::invalid_argument("dtype: unknown name \"" + name + "\"");
 }
 
-}  // namespace
-
-const Kernel& find_kernel(const std::string& name, const std::string& cell, const std::string& dtype) {
-  const int row = cell_index(cell), column = dtype_index(dtype);
+// Those that run here, from the ISA of that name on; all of them for "".
+std::vector<const KernelTable*> tables_from(const std::string& name) {
+  std::vector<const KernelTable*> tables;
   bool found = name.empty();
   for (const Isa& isa : isas()) {
     if (name == isa.name && !isa.refusal.empty()) throw std::invalid_argument("isa \"" + name + "\": " + isa.refusal);
     found = found || name == isa.name;
-    if (!found || !isa.refusal.empty()) continue;
-    const Kernel& kernel = isa.table->kernels[row][column];
+    if (found && isa.refusal.empty()) tables.push_back(isa.table);
+  }
+  if (!found) {
+    throw std::invalid_argument("isa: expected \"\" or the name of an instruction set, got \"" + name + "\"");
+  }
+  return tables;
+}
+
+}  // namespace
+
+const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype) {
+  const int row = cell_index(cell), column = dtype_index(dtype);
+  for (const KernelTable* table : tables_from(isa)) {
+    const Kernel& kernel = table->kernels[row][column];
     if (kernel.forward) return kernel;
   }
-  throw std::invalid_argument("isa: expected \"\" or the name of an instruction set, got \"" + name + "\"");
+  throw std::logic_error("the portable table has every kernel");
 }
+
+MultiplyMatrices find_product(const std::string& isa) { return tables_from(isa).front()->multiply_matrices; }
 
 }  // namespace xlstm_fused::cpu

@@ -7,6 +7,9 @@
 #include "cpu/pack.h"
 #include "cpu/pack_tiles.h"
 #include "cpu/vector_math.h"
+#if defined(__AMX_BF16__)
+#include "cpu/tile_product.h"
+#endif
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
@@ -61,12 +64,18 @@ constexpr Kernel kernel() {
   }
 }
 
+#if defined(__AMX_BF16__)
+constexpr MultiplyMatrices kMultiplyMatrices = multiply_matrices;
+#else
+constexpr MultiplyMatrices kMultiplyMatrices = nullptr;
+#endif
+
 }  // namespace
 
 #define XLSTM_FUSED_ROW(name, Cell) \
   {kernel<Cell, float>(), kernel<Cell, double>(), kernel<Cell, BFloat16>(), kernel<Cell, Half>()},
 extern const KernelTable kernels;
-constexpr KernelTable kernels = {kNeeds, {XLSTM_FUSED_CELLS(XLSTM_FUSED_ROW)}};
+constexpr KernelTable kernels = {kNeeds, {XLSTM_FUSED_CELLS(XLSTM_FUSED_ROW)}, kMultiplyMatrices};
 #undef XLSTM_FUSED_ROW
 
 }  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

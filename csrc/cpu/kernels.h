@@ -6,6 +6,7 @@
 
 #include "cells/cells.h"
 #include "cpu/barrier.h"
+#include "cpu/matrix_product.h"
 #include "params.h"
 
 namespace xlstm_fused::cpu {
@@ -153,6 +154,7 @@ constexpr int kCells = 0 XLSTM_FUSED_CELLS(XLSTM_FUSED_COUNT);
 struct KernelTable {
   Feature needs;
   Kernel kernels[kCells][kDtypes];  // without functions where those of the next ISA are as good
+  MultiplyMatrices multiply_matrices;  // nullptr where torch's are as good
 };
 
 namespace portable {
