@@ -11,7 +11,7 @@
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
-#if defined(__AMX_BF16__)
+#if defined(XLSTM_FUSED_AMX_BF16)
 constexpr Feature kNeeds = kAmx;
 #elif defined(__AVX512BF16__)
 constexpr Feature kNeeds = kAvx512Bf16;

@@ -1,14 +1,16 @@
 // Rows of numbers times a panel of the matrix by AMX: product.h's work where the processor multiplies tiles.
 //
-// Tiles hold bfloat16 and are summed up in float32. A matrix whose numbers all are bfloat16 is taken as it is; so are rows
-// of such numbers, and others as three parts each, bfloat16 whose sum is the number, exactly.
+// Tiles hold bfloat16 and are summed up in float32. A matrix whose numbers all are bfloat16 is taken as it is; so are
+// rows of such numbers, and others as three parts each, bfloat16 whose sum is the number, exactly. A matrix of float32,
+// in three parts too, takes six products, which pay from about ten rows: but who shares a batch with a sequence must not
+// change its results.
 //
 // A panel is [tiles of k][NP] of tiles, 32 k by W outputs each, filled up by zeros; of a row, each 32 numbers are
 // [parts][32]. Of either, the numbers of k and k + W lie side by side. Every sum is formed in one order, whatever the
 // number of rows.
 //
-// The instruction takes subnormal numbers for zeros. Parts of infinity, and sums of them that overflow, would be NaN where
-// those of the numbers are not: whoever calls multiplies what has numbers of kLarge and more in another way.
+// The instruction takes subnormal numbers for zeros. Parts of infinity, and sums of them that overflow, would be NaN
+// where those of the numbers are not: whoever calls multiplies what has numbers of kLarge and more in another way.
 #pragma once
 
 #include <algorithm>
@@ -139,8 +141,8 @@ class TileRegisters {
     rows_ = rows;
   }
 
-  // A product that nobody needs: between real ones, at least every thousand cycles. The unit that multiplies tiles goes to
-  // sleep after about so many, and takes as many to wake up.
+  // A product that nobody needs: between real ones, at least every thousand cycles. After about so many, the unit that
+  // multiplies tiles goes to sleep, and takes as many to wake up.
   XF_HD void keep_awake() {
     if constexpr (kUsed) {
       if (rows_) multiply_tile<0, kOfRows, kOfPanel>();
@@ -181,7 +183,8 @@ void multiply_tiles(const BFloat16* panel, int64_t depth, const BFloat16* a, int
 template <int NP, class Registers>
 void multiply_rows(Registers& registers, const BFloat16* panel, const SplitRows& x, int64_t rows, float* c) {
   if (rows == 0) return;
-  const int64_t blocks = (rows + Registers::kMostRows - 1) / Registers::kMostRows, size = (rows + blocks - 1) / blocks;
+  const int64_t blocks = (rows + Registers::kMostRows - 1) / Registers::kMostRows;
+  const int64_t size = (rows + blocks - 1) / blocks;
   registers.set(size);
   for (int64_t block = 0; block < blocks; ++block) {
     // Blocks of one size: where they do not add up, some rows are in two of them.
