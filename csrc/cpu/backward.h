@@ -15,7 +15,7 @@ template <class Cell, class Storage>
 class Backward : Pass<Cell, Storage, BackwardParams> {
   using Base = Pass<Cell, Storage, BackwardParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::split_rows_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -42,7 +42,10 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       E* dpre = exchange_ + step % 2 * size_.exchange;
       for (int64_t v = job_.begin; v < job_.end; ++v) {
-        for (int64_t i = 0; i < active; ++i) pointwise(i, v * W, dpre);
+        for (int64_t i = 0; i < active; ++i) {
+          pointwise(i, v * W, dpre);
+          registers_.keep_awake();
+        }
       }
       if (!job_.goes_on()) return;
       this->split(dpre, active);
@@ -162,15 +165,14 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
   template <int NV>
   void multiply_panel(int64_t v, int64_t active, const E* dpre) {
     if constexpr (has_tiles<Storage>) {
-      if (in_tiles(job_.form)) {
-        const TilePanels size = tile_panels(job_.form, G * p_.D, 1, vectors(p_.D, W));
+      if (job_.form == kTiles) {
+        const TilePanels size = tile_panels(G * p_.D, 1, vectors(p_.D, W));
         const char* panels = static_cast<const char*>(job_.panels);
-        return this->template multiply_tiles<NV, NV>(
-            reinterpret_cast<const BFloat16*>(panels + v * size.vector), job_.form,
-            reinterpret_cast<const bool*>(panels + size.flags) + v, split_rows_, active, sums_,
-            [&](const E* x, int64_t i, int j) {
-              pull_back_once<Storage, G>(p_, job_.k, job_.n, v + j, x, sums_ + (i * NV + j) * W);
-            });
+        const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
+        return this->template multiply_tiles<NV, NV>(panels + v * size.vector, large, active, [&](int64_t i, int j) {
+          const E* x = dpre + i * size_.stride;
+          pull_back_once<Storage, G>(p_, job_.k, job_.n, v + j, x, sums_ + (i * NV + j) * W);
+        });
       }
     }
     Base::template multiply_panel<NV>(v, G * p_.D, dpre, active);

@@ -92,7 +92,7 @@ void forward(const std::string& cell, const std::string& dtype, const std::strin
   const LayerParams p{forward_params(problem, arrays), input_of(input)};
   check(p, {kernel.gates, kernel.states}, p.input);
   require_at_least(1, "threads", threads);
-  if (p.input.I > 0 && !kernel.pack_input[kWhole]) throw std::invalid_argument("input: expected none for " + dtype);
+  if (p.input.I > 0 && !kernel.pack_input) throw std::invalid_argument("input: expected none for " + dtype);
   run(recurrence_fwd, p, kernel, shape_of(p, kernel, p.input.I), threads, forced);
 }
 

@@ -18,7 +18,7 @@ template <class Cell, class Storage, bool kSave>
 class Forward : Pass<Cell, Storage, LayerParams> {
   using Base = Pass<Cell, Storage, LayerParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::split_rows_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -37,8 +37,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   Forward(const LayerParams& p, const Job& job)
       : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : 3),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
-        input_(input_buffers(p.input, job.input_form, job.count, job.end - job.begin, G, W, sizeof(E))),
-        x_(static_cast<E*>(job.input)),
+        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E))), x_(static_cast<E*>(job.input)),
         wx_gate_(p.input.I ? W : place_.gate_stride()), wx_vector_(p.input.I ? input_.rows * G * W : W) {}
 
   void run() {
@@ -55,7 +54,10 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       this->split(h, active);
       for (int64_t v = job_.begin; v < job_.end; ++v) {
         product(v, active, h);
-        for (int64_t i = 0; i < active; ++i) advance(i, v, next_h);
+        for (int64_t i = 0; i < active; ++i) {
+          advance(i, v, next_h);
+          registers_.keep_awake();
+        }
       }
     }
   }
@@ -64,65 +66,23 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   // The products of the input for as many steps as there are buffers for, of which this is the first.
   void multiply_input(int64_t step, int64_t active) {
     if constexpr (takes_input<Storage>) {
-      taken_ = 0;
-      if constexpr (has_tiles<Storage>) {
-        if (in_tiles(job_.input_form)) return multiply_input_tiles(step, active);
-      }
       const int64_t I = p_.input.I;
-      const int64_t rows = for_inputs(step, active, [&](int64_t i, const E* features) {
-        E* x = x_ + i * input_.stride;
-        std::copy_n(features, I, x);
-        if (p_.input.bias) x[I] = 1;
-      });
+      int64_t rows = 0;
+      for (int64_t last = step + input_.steps; step < last; ++step) {
+        while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
+        for (int64_t i = 0; i < active; ++i, ++rows) {
+          const int64_t row = place_.walk(job_.sequences[i]).row(step);
+          E* x = x_ + rows * input_.stride;
+          std::copy_n(static_cast<const Storage*>(p_.input.x) + row * I, I, x);
+          if (p_.input.bias) x[I] = 1;
+        }
+      }
       for (int64_t v = job_.begin; v < job_.end; ++v) {
         multiply<G>(static_cast<const E*>(job_.input_panels) + v * input_.columns * G * W, input_.columns, x_,
                     input_.stride, rows, x_ + input_.x + (v - job_.begin) * wx_vector_);
       }
+      taken_ = 0;
     }
-  }
-
-  void multiply_input_tiles(int64_t step, int64_t active) {
-    const int64_t I = p_.input.I;
-    SplitRows x(x_, input_.rows, I, parts_of(job_.input_form));
-    const int64_t rows = for_inputs(step, active, [&](int64_t i, const E* features) { x.set(i, features); });
-    const TilePanels size = tile_panels(job_.input_form, I, G, vectors(p_.D, W));
-    const char* panels = static_cast<const char*>(job_.input_panels);
-    for (int64_t v = job_.begin; v < job_.end; ++v) {
-      E* products = x_ + input_.x + (v - job_.begin) * wx_vector_;
-      this->template multiply_tiles<G, 1>(
-          reinterpret_cast<const BFloat16*>(panels + v * size.vector), job_.input_form,
-          reinterpret_cast<const bool*>(panels + size.flags) + v, x, rows, products,
-          [&](const E* features, int64_t i, int) {
-            multiply_once<Storage, G, 1>(p_, p_.input.weight_ih, I, job_.k, job_.n, v, features, I,
-                                         products + i * G * W);
-          });
-      if (p_.input.bias) add_bias(v, rows, products);
-    }
-  }
-
-  void add_bias(int64_t v, int64_t rows, E* products) {
-    for (int g = 0; g < G; ++g) {
-      const Storage* gate = static_cast<const Storage*>(p_.input.bias) + place_.gates(0) + g * place_.gate_stride();
-      const V bias = load(gate + v * W, lanes(v * W));
-      for (int64_t i = 0; i < rows; ++i) {
-        E* product = products + (i * G + g) * W;
-        (V::load(product) + bias).store(product);
-      }
-    }
-  }
-
-  // take(i, features) for the inputs of as many steps as there are buffers for; returns how many there are.
-  template <class Take>
-  int64_t for_inputs(int64_t step, int64_t active, Take take) {
-    int64_t rows = 0;
-    for (int64_t last = step + input_.steps; step < last; ++step) {
-      while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
-      for (int64_t i = 0; i < active; ++i, ++rows) {
-        const int64_t row = place_.walk(job_.sequences[i]).row(step);
-        take(rows, static_cast<const Storage*>(p_.input.x) + row * p_.input.I);
-      }
-    }
-    return rows;
   }
 
   // Row `row`'s wx, or the next of the products of the input.
@@ -135,7 +95,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
 
   void product(int64_t v, int64_t active, const E* h) {
     if constexpr (has_tiles<Storage>) {
-      if (in_tiles(job_.form)) return product_of_tiles(v, active);
+      if (job_.form == kTiles) return product_of_tiles(v, active, h);
     }
     if constexpr (has_pairs<Storage>) {
       if (job_.form == kPairs) {
@@ -149,27 +109,15 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     else product_once(v, active, h);
   }
 
-  void product_of_tiles(int64_t v, int64_t active) {
-    const TilePanels size = tile_panels(job_.form, p_.D, G, vectors(p_.D, W));
+  void product_of_tiles(int64_t v, int64_t active, const E* h) {
+    const TilePanels size = tile_panels(p_.D, G, vectors(p_.D, W));
     const char* panels = static_cast<const char*>(job_.panels);
-    const char* panel = panels + v * size.vector;
-    bool large;
-    if (panels) {
-      large = reinterpret_cast<const bool*>(panels + size.flags)[v];
-    } else {
-      panel = static_cast<const char*>(job_.panel);
-      large = pack_once(v, static_cast<BFloat16*>(job_.panel));
-    }
-    this->template multiply_tiles<G, 1>(
-        reinterpret_cast<const BFloat16*>(panel), job_.form, &large, split_rows_, active, sums_,
-        [&](const E* h, int64_t i, int) {
-          multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h, size_.stride, sums_ + i * G * W);
-        });
-  }
-
-  bool pack_once(int64_t v, BFloat16* panel) {
-    if (job_.form == kTiles) return pack_tiles<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, panel);
-    return pack_tiles<Storage, G, 3>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, panel);
+    const void* panel = panels ? panels + v * size.vector : job_.panel;
+    const bool large = panels ? reinterpret_cast<const bool*>(panels + size.flags)[v]
+                              : pack_tiles<Storage, G>(p_, job_.k, job_.n, v, static_cast<BFloat16*>(job_.panel));
+    this->template multiply_tiles<G, 1>(panel, &large, active, [&](int64_t i, int) {
+      multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
+    });
   }
 
   template <class A>
@@ -178,10 +126,10 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       const A* x = h + i * size_.stride;
       E* sums = sums_ + i * G * W;
       if (active - i >= 4) {
-        multiply_once<Storage, G, 4>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
+        multiply_once<Storage, G, 4>(p_, job_.k, job_.n, v, x, size_.stride, sums);
         i += 4;
       } else {
-        multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
+        multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, x, size_.stride, sums);
         i += 1;
       }
     }

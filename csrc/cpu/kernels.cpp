@@ -14,7 +14,7 @@
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
-#if defined(__AMX_BF16__)
+#if defined(XLSTM_FUSED_AMX_BF16)
 constexpr Feature kNeeds = kAmx;
 #elif defined(__AVX512BF16__)
 constexpr Feature kNeeds = kAvx512Bf16;
@@ -36,12 +36,7 @@ constexpr void set_packers(Packers (&packers)[kForms]) {
     packers[kHalves] = {pack_fwd<Storage, G, BFloat16>, pack_bwd<Storage, G, BFloat16>};
   }
   if constexpr (has_pairs<Storage>) packers[kPairs] = {pack_fwd<Storage, G, Pair>, nullptr};
-  if constexpr (has_tiles<Storage>) {
-    packers[kTiles] = {pack_fwd_tiles<Storage, G, kTiles>, pack_bwd_tiles<Storage, G, kTiles>};
-    if constexpr (std::is_same_v<Storage, float>) {
-      packers[kSplitTiles] = {pack_fwd_tiles<Storage, G, kSplitTiles>, pack_bwd_tiles<Storage, G, kSplitTiles>};
-    }
-  }
+  if constexpr (has_tiles<Storage>) packers[kTiles] = {pack_fwd_tiles<Storage, G>, pack_bwd_tiles<Storage, G>};
 }
 
 template <class Cell, class Storage>
@@ -53,13 +48,10 @@ constexpr Kernel kernel() {
     using E = Compute<Storage>;
     constexpr size_t cursor =
         larger(sizeof(typename Forward<Cell, Storage, true>::Cursor), sizeof(typename Backward<Cell, Storage>::Cursor));
-    Kernel result{kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, {}, {},
+    Kernel result{kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, {}, nullptr,
                   recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
     set_packers<Storage, Cell::G>(result.pack);
-    if constexpr (takes_input<Storage>) result.pack_input[kWhole] = pack_input<Storage, Cell::G>;
-    if constexpr (takes_input<Storage> && has_tiles<Storage>) {
-      result.pack_input[kSplitTiles] = pack_input_tiles<Storage, Cell::G>;
-    }
+    if constexpr (takes_input<Storage>) result.pack_input = pack_input<Storage, Cell::G>;
     return result;
   }
 }

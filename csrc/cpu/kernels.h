@@ -12,12 +12,8 @@
 namespace xlstm_fused::cpu {
 
 // How panels hold the matrix: in the compute type; in bfloat16, two vectors interleaved; in bfloat16, numbers of two
-// consecutive k side by side, which meet two of h in one instruction; in tiles (tiles.h), of numbers that all are
-// bfloat16, or of three parts of each number.
-enum Form { kWhole, kHalves, kPairs, kTiles, kSplitTiles, kForms };
-
-constexpr XF_HD bool in_tiles(Form form) { return form == kTiles || form == kSplitTiles; }
-constexpr XF_HD int parts_of(Form form) { return form == kTiles ? 1 : 3; }
+// consecutive k side by side, which meet two of h in one instruction; in bfloat16, in tiles (tiles.h).
+enum Form { kWhole, kHalves, kPairs, kTiles, kForms };
 
 // The forward pass of a layer: of wx, or of an input where there is one.
 struct LayerParams : ForwardParams {
@@ -36,11 +32,10 @@ struct Job {
   const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
   Form form;           // of the panels
   const void* input_panels;  // the head's weights of the input as packed, if there is one
-  Form input_form;
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
-  void* split_rows;    // (tile_rows_bytes,) of this thread, if the form is in tiles
-  void* panel;         // of this thread, one vector's panel in tiles, if there are no panels
+  void* split_rows;    // (split_rows_bytes,) of this thread, if the form is kTiles
+  void* panel;         // of this thread, for a vector of units in kTiles, if there are no panels
   void* input;         // (InputBuffers,) of this thread, if there is an input
 
   // Called once per step, by all threads of the job at the same place: whether it goes on.
@@ -64,29 +59,22 @@ constexpr int64_t kTileDepth = 32, kTileBytes = 1024;
 
 XF_HD int64_t tiles(int64_t columns) { return (columns + kTileDepth - 1) / kTileDepth; }
 
-// Bytes of the panels in tiles of one head, `outputs` vectors of outputs to each vector of units: those of the vectors,
-// then for each vector whether its numbers are too large for tiles.
+// Bytes of the panels in tiles of one head, with `outputs` vectors of outputs for each vector of units: those of the
+// vectors, then for each vector whether its numbers are too large for tiles.
 struct TilePanels {
   int64_t vector, flags, all;
 };
 
-XF_HD TilePanels tile_panels(Form form, int64_t columns, int64_t outputs, int64_t vectors) {
-  const int64_t vector = tiles(columns) * parts_of(form) * outputs * kTileBytes;
+XF_HD TilePanels tile_panels(int64_t columns, int64_t outputs, int64_t vectors) {
+  const int64_t vector = tiles(columns) * outputs * kTileBytes;
   return {vector, vectors * vector, vectors * vector + vectors};
 }
-
-// A row that meets tiles: where it lies, and whether it has numbers too large for them.
-struct TileRow {
-  const float* x;
-  bool large;
-};
 
 // Numbers of bfloat16 from one row to the next where rows of `columns` are in up to three parts.
 XF_HD int64_t split_stride(int64_t columns) { return row_stride(3 * kTileDepth * tiles(columns), 2); }
 
-XF_HD int64_t tile_rows_bytes(int64_t rows, int64_t columns) {
-  return rows * (split_stride(columns) * 2 + int64_t(sizeof(TileRow)));
-}
+// Those rows, then for each whether its numbers are too large for tiles.
+XF_HD int64_t split_rows_bytes(int64_t rows, int64_t columns) { return rows * (split_stride(columns) * 2 + 1); }
 
 // Vectors of units are taken this many at a time in the backward product; the last group of a thread may be smaller.
 constexpr int kGroup = 4;
@@ -111,19 +99,18 @@ constexpr int64_t kInputRows = 128;
 // products (vectors, rows, gates, lanes).
 struct InputBuffers {
   int64_t steps, rows;
-  int64_t columns;  // of x: the features and, where there is a bias and no tiles, a 1 for it
-  int64_t stride;   // of x (rows, stride), if not in tiles
+  int64_t columns;  // of x: the features and, where there is a bias, a 1 for it
+  int64_t stride;   // of x (rows, stride)
   int64_t x, products;  // elements
 
   XF_HD int64_t elements() const { return x + products; }
 };
 
-XF_HD InputBuffers input_buffers(const Input& input, Form form, int64_t rows, int64_t vectors, int64_t gates,
-                                 int64_t lanes, int64_t element_size) {
+XF_HD InputBuffers input_buffers(const Input& input, int64_t rows, int64_t vectors, int64_t gates, int64_t lanes,
+                                 int64_t element_size) {
   const int64_t steps = (kInputRows + rows - 1) / rows, all = steps * rows;
-  const int64_t columns = input.I + (input.bias && !in_tiles(form) ? 1 : 0), stride = row_stride(columns, element_size);
-  const int64_t x = in_tiles(form) ? row_stride(tile_rows_bytes(all, columns), 1) / element_size : all * stride;
-  return {steps, all, columns, stride, x, vectors * all * gates * lanes};
+  const int64_t columns = input.I + (input.bias ? 1 : 0), stride = row_stride(columns, element_size);
+  return {steps, all, columns, stride, all * stride, vectors * all * gates * lanes};
 }
 
 // Those that write panels of one form; nullptr where a kernel has no use for it.
@@ -132,14 +119,13 @@ struct Packers {
   void (*bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
 };
 
-// pack_input writes panels of the weights of the input in kWhole or kSplitTiles, and is nullptr where the kernel takes
-// none.
+// pack_input writes panels of the weights of the input, and is nullptr where the kernel takes none.
 struct Kernel {
   int64_t lanes, element_size, gates, states;
   size_t cursor_bytes;  // per row, the larger of forward's and backward's
   bool (*is_bfloat16)(const Problem&, int64_t gates);  // whether the matrix is the same in bfloat16
   Packers pack[kForms];
-  void (*pack_input[kForms])(const LayerParams&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  void (*pack_input)(const LayerParams&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
   void (*forward)(const LayerParams&, const Job&);
   void (*backward)(const BackwardParams&, const Job&);
 };

@@ -99,8 +99,7 @@ void pack_rows(const Problem& p, const void* matrix, int64_t inputs, int64_t k, 
       transpose(x, std::make_integer_sequence<int, W>());
       if constexpr (kPaired) {
         for (int i = 0; i < columns; i += 2) {
-          const VecOf<Storage> both = side_by_side(x[i], x[i + 1]);
-          __builtin_memcpy(panel + ((in + i) / 2 * G + g) * W, &both.raw, sizeof both.raw);
+          store_pairs(panel + ((in + i) / 2 * G + g) * W, x[i], x[i + 1]);
         }
       } else {
         for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
@@ -139,22 +138,20 @@ void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64
   }
 }
 
-// Sums[rows][G][W] = h[rows][inputs] times the vector v of units of every gate of a matrix (K, G, N, D, inputs), without
-// a packed panel: what a matrix is worth that is used once. The same sums, in the same order, as multiply() forms of the
-// panel.
+// Sums[rows][G][W] = h[rows][D_in] times the vector v of units of every gate, without a packed panel: what a matrix is
+// worth that is used once. The same sums, in the same order, as multiply() forms of the panel.
 template <class Storage, int G, int MB, class A, class E>
-void multiply_once(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v, const A* h,
-                   int64_t ldh, E* sums) {
+void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h, int64_t ldh, E* sums) {
   constexpr int W = kLanes<E>;
-  const int units = int(p.D - v * W < W ? p.D - v * W : W);
+  const int64_t D = p.D;
+  const int units = int(D - v * W < W ? D - v * W : W);
   for (int g = 0; g < G; ++g) {
-    const Storage* source = static_cast<const Storage*>(matrix) + (((k * G + g) * p.N + n) * p.D + v * W) * inputs;
     VecOf<Storage> acc[MB];
     for (int i = 0; i < MB; ++i) acc[i] = VecOf<Storage>(0);
-    for (int64_t in = 0; in < inputs; in += W) {
-      const int columns = int(inputs - in < W ? inputs - in : W);
+    for (int64_t in = 0; in < D; in += W) {
+      const int columns = int(D - in < W ? D - in : W);
       VecOf<Storage> x[W];
-      load_square(source + in, inputs, units, columns, x);
+      load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, units, columns, x);
       transpose(x, std::make_integer_sequence<int, W>());
       if constexpr (std::is_same_v<A, Pair>) {
         for (int j = 0; j < columns; j += 2) {

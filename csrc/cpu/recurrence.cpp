@@ -20,8 +20,8 @@ constexpr int64_t kLine = 64;
 // The most rows of a tile that meet a matrix of bfloat16 as such.
 constexpr int64_t kFewRows = 8;
 
-// The fewest units and features whose products are of the processor's tiles.
-constexpr int64_t kTiledUnits = 33, kTiledFeatures = 17;
+// The fewest units whose products are of the processor's tiles.
+constexpr int64_t kTiledUnits = 48;
 
 int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -78,18 +78,17 @@ class Call {
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
     form_ = choose_form(tile_rows);
-    input_form_ = kernel_.pack_input[kSplitTiles] && pass_.input.I >= kTiledFeatures ? kSplitTiles : kWhole;
     pack_ = pass_.once ? nullptr : pass_.pack[form_];
     panel_bytes_ = pack_ ? align(panel_bytes(vectors_)) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
-    const InputBuffers input = input_buffers(pass_.input, input_form_, tile_rows, divide_up(vectors_, plan.team),
-                                             kernel_.gates, kernel_.lanes, element);
-    input_panel_bytes_ = align(pass_.input.I ? input_panel_bytes(input) : 0);
+    const InputBuffers input = input_buffers(pass_.input, tile_rows, divide_up(vectors_, plan.team), kernel_.gates,
+                                             kernel_.lanes, element);
+    input_panel_bytes_ = align(pass_.input.I ? vectors_ * kernel_.lanes * input.columns * kernel_.gates * element : 0);
     input_bytes_ = align(pass_.input.I ? input.elements() * element : 0);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
-    split_bytes_ = align(in_tiles(form_) ? tile_rows_bytes(tile_rows, pass_.columns) : 0);
-    one_panel_bytes_ = align(in_tiles(form_) && !pack_ ? panel_bytes(1) : 0);
+    split_bytes_ = align(form_ == kTiles ? split_rows_bytes(tile_rows, pass_.columns) : 0);
+    one_panel_bytes_ = align(form_ == kTiles && !pack_ ? panel_bytes(1) : 0);
     sequences_ = tile_sequences(p_.rows, plan.tiles);
     const int64_t barriers = align(int64_t(sizeof(Barrier)) * plan.teams());
     const int64_t bytes = heads * (panel_bytes_ + input_panel_bytes_) + barriers + plan.teams() * shared_bytes_ +
@@ -117,7 +116,7 @@ class Call {
           if (pack_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
           if constexpr (std::is_same_v<Params, LayerParams>) {
             if (!pass_.input.I) continue;
-            kernel_.pack_input[input_form_](p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
+            kernel_.pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
           }
         }
       }
@@ -137,25 +136,16 @@ class Call {
  private:
   int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + one_panel_bytes_ + input_bytes_; }
 
-  // Of the matrix of one head, for so many vectors of units.
+  // Of one head, for so many vectors of units.
   int64_t panel_bytes(int64_t vectors) const {
-    if (in_tiles(form_)) return tile_panels(form_, p_.D, kernel_.gates, vectors).all;
+    if (form_ == kTiles) return tile_panels(p_.D, kernel_.gates, vectors).all;
     // Pairs of an odd D have one number more.
     return vectors * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? kernel_.element_size : 2);
   }
 
-  int64_t input_panel_bytes(const InputBuffers& input) const {
-    if (in_tiles(input_form_)) return tile_panels(input_form_, input.columns, kernel_.gates, vectors_).all;
-    return vectors_ * kernel_.lanes * input.columns * kernel_.gates * kernel_.element_size;
-  }
-
   Form choose_form(int64_t tile_rows) const {
-    // Whoever else is in the batch, and however the work is split, the same products: by the size of the matrix alone.
-    if (pass_.pack[kTiles] && p_.D >= kTiledUnits) {
-      // A number of one part sums up to the same as one of three of which two are zero, as it does in a single step.
-      const bool one_part = !pass_.pack[kSplitTiles] || (p_.rows.T > 1 && kernel_.is_bfloat16(p_, kernel_.gates));
-      return one_part ? kTiles : kSplitTiles;
-    }
+    // By the matrix alone, not by who else is in the batch: sums by tiles are rounded in another way than others.
+    if (pass_.pack[kTiles] && p_.D >= kTiledUnits && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
     // A mask would make h something that is not bfloat16.
     if (pass_.pack[kPairs] && !p_.h_mask) return kPairs;
     // To widen halves costs instructions, which pay where few rows share what is read.
@@ -189,8 +179,8 @@ class Call {
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  input_panels_ + head * input_panel_bytes_, input_form_, shared_ + team * shared_bytes_, own,
-                  split_rows, panel, panel + one_panel_bytes_});
+                  input_panels_ + head * input_panel_bytes_, shared_ + team * shared_bytes_, own, split_rows, panel,
+                  panel + one_panel_bytes_});
   }
 
   const Params& p_;
@@ -203,7 +193,7 @@ class Call {
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
   int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0, one_panel_bytes_ = 0;
   void* memory_ = nullptr;
-  Form form_ = kWhole, input_form_ = kWhole;
+  Form form_ = kWhole;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;

@@ -84,28 +84,27 @@ class Pass {
   using V = VecOf<Storage>;
   static constexpr int W = kLanes<E>;
 
-  // The rows that meet the packed matrix have `columns` elements; tiles take them in `parts` parts.
+  // The rows that meet the packed matrix have `columns` elements, or where that is in tiles, so many in `parts` parts.
   Pass(const Params& p, const Job& job, int64_t columns, int parts)
       : p_(p), job_(job), place_{p, job.k, job.n}, size_(buffers(job.count, columns, p.D, W, sizeof(E))),
         exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
         sums_(static_cast<E*>(job.own)), split_rows_(job.split_rows, job.count, columns, parts) {}
 
-  // Makes the rows of x, of which panels in tiles take the parts, those of the products to come.
+  // Before the products of a step: the parts of their rows, if the matrix is in tiles.
   void split(const E* x, int64_t rows) {
     if constexpr (has_tiles<Storage>) {
-      for (int64_t i = 0; in_tiles(job_.form) && i < rows; ++i) split_rows_.set(i, x + i * size_.stride);
+      for (int64_t i = 0; job_.form == kTiles && i < rows; ++i) split_rows_.set(i, x + i * size_.stride);
     }
   }
 
-  // sums[rows][NP][W] = the split rows times a panel of the vectors of units from v. Then once(x, i, j), with row i, for
-  // what is too large for tiles in it or in the vector v + j < v + V, whose flags are given.
+  // sums[rows][NP][W] = the split rows times a panel. Then once(i, j) for what is too large for tiles, in row i or in
+  // the j-th of V vectors of units, whose flags are given.
   template <int NP, int V, class Once>
-  void multiply_tiles(const BFloat16* panel, Form form, const bool* large, const SplitRows& x, int64_t rows, E* sums,
-                      Once once) {
-    multiply<NP>(registers_, panel, form, x, rows, sums);
+  void multiply_tiles(const void* panel, const bool* large, int64_t rows, Once once) {
+    multiply_rows<NP>(registers_, static_cast<const BFloat16*>(panel), split_rows_, rows, sums_);
     for (int64_t i = 0; i < rows; ++i) {
       for (int j = 0; j < V; ++j) {
-        if (__builtin_expect(x[i].large || large[j], 0)) once(x[i].x, i, j);
+        if (__builtin_expect(split_rows_.is_large(i) || large[j], 0)) once(i, j);
       }
     }
   }

@@ -37,8 +37,8 @@ template <class Storage>
 inline constexpr bool has_pairs = false;
 #endif
 
-// Whether products of the matrix may be of tiles.
-#if defined(__AMX_BF16__)
+// Whether a matrix of numbers of bfloat16 may be in tiles.
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
 template <class Storage>
 inline constexpr bool has_tiles = can_be_bfloat16<Storage>;
 #else
@@ -123,6 +123,12 @@ XF_HD void store(Half* p, VecOf<Half> x) {
 template <int W>
 XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
   return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
+}
+
+template <int W>
+XF_HD void store_pairs(void* p, Vec<float, W> first, Vec<float, W> second) {
+  const Vec<float, W> both = side_by_side(first, second);
+  __builtin_memcpy(p, &both.raw, sizeof both.raw);
 }
 
 // The first n lanes, the rest zero; p may end there.

@@ -1,4 +1,4 @@
-"""The CPU backend: fused C++ kernels for AVX-512, AVX2 or any processor, chosen at run time.
+"""The CPU backend: fused C++ kernels for AMX, AVX-512, AVX2 or any processor, chosen at run time.
 
 Shapes are those of :mod:`xlstm_fused.backends.reference`. The extension takes addresses; :func:`_address` is where
 tensors are checked before they become one.
