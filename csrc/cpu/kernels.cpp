@@ -7,7 +7,7 @@
 #include "cpu/pack.h"
 #include "cpu/pack_tiles.h"
 #include "cpu/vector_math.h"
-#if defined(__AMX_BF16__)
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
 #include "cpu/tile_product.h"
 #endif
 
@@ -56,7 +56,7 @@ constexpr Kernel kernel() {
   }
 }
 
-#if defined(__AMX_BF16__)
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
 constexpr MultiplyMatrices kMultiplyMatrices = multiply_matrices;
 #else
 constexpr MultiplyMatrices kMultiplyMatrices = nullptr;

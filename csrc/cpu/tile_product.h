@@ -1,5 +1,8 @@
-// Products of whole matrices by AMX, as tiles.h forms those of the recurrence: torch's are of float32 at the rate of
-// float32's own instructions.
+// Products of whole matrices of float32 by AMX.
+//
+// Both factors are taken as three parts, bfloat16 whose sum is the number, as tiles.h takes rows. Of the nine products
+// of the parts of two numbers six are formed: the others are less than 2^-22 of the whole, of either sign, and less than
+// the rounding of a sum. That is six instructions of tiles, which take half the time of float32's own.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +40,13 @@ void pack_strip(const float* p, int64_t stride, int64_t outer, int64_t outers, i
       for (const VecOf<float>& each : x[half]) look_for_large(each, found);
       if constexpr (kTransposed) transpose(x[half], std::make_integer_sequence<int, kStrip>());
     }
-    for (int i = 0; i < kStrip; ++i) store_parts<kParts>(strip + i * kTileDepth, kTileNumbers, x[0][i], x[1][i]);
+    for (int i = 0; i < kStrip; ++i) {
+      VecOf<float> parts[2][kParts];
+      for (int half = 0; half < 2; ++half) split(x[half][i], parts[half]);
+      for (int part = 0; part < kParts; ++part) {
+        store_pairs(strip + part * kTileNumbers + i * kTileDepth, parts[0][part], parts[1][part]);
+      }
+    }
   }
 }
 
