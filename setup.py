@@ -37,6 +37,7 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": AVX512,
     "avx512bf16": (*AVX512, "-mavx512bf16"),
+    "avx512amx": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 # The GPUs that each exchange of csrc/cuda/plan.h is compiled for: Ampere and Ada, Hopper, Blackwell of data centres.
 # The PTX is that of the first of them, which saves much of the compiler's work for the others.

@@ -109,6 +109,35 @@ def plans(draw):
     return dict(cell="lstm", dtype="float32", isa="") | sizes | {name: draw(st.sampled_from((0, *NO_SIZE)))}
 
 
+@st.composite
+def products(draw):
+    """``(arguments of product, whether it must refuse)``: right ones, or one of them wrong."""
+    def some(*values):
+        return draw(st.sampled_from(values))
+
+    M, N, K = (draw(st.integers(1, 90)) for _ in range(3))
+    address = MEMORY["wx"].data_ptr()
+    sides = [some(True, False), some(True, False)]
+    factors = [[address, (K if side else across) + some(0, 1), side] for side, across in zip(sides, (M, N))]
+    arguments = dict(isa=some("", *cpu._cpu.isas()), threads=some(1, 2, 2**31 - 1), sizes=[M, N, K], a=factors[0],
+                     b=factors[1], c=address)
+    kind = some("right", "size", "factor", "argument", "length")
+    if kind == "size":
+        arguments["sizes"][some(0, 1, 2)] = draw(st.sampled_from((0, *NO_SIZE)))
+    elif kind == "factor":
+        factor, field = arguments[some("a", "b")], some(0, 1)
+        factor[field] = draw(st.sampled_from((0, *NO_ADDRESS) if field == 0 else (0, *NO_SIZE)))
+    elif kind == "argument":
+        name = some("isa", "threads", "c", "a", "b", "sizes")
+        arguments[name] = draw(st.sampled_from(WRONG[name] if name in WRONG else (0, *NO_ADDRESS)))
+    elif kind == "length":
+        arguments[some("sizes", "a", "b")].pop()
+    for name in ("sizes", "a", "b"):
+        if isinstance(arguments[name], list):
+            arguments[name] = tuple(arguments[name])
+    return arguments, kind != "right"
+
+
 REFUSALS = (TypeError, ValueError, RuntimeError, OverflowError, MemoryError)
 
 
@@ -138,8 +167,21 @@ def main(examples):
             return
         assert found["threads"] >= 1 and found["tiles"] >= 1 and found["threads"] % found["team"] == 0
 
+    @options
+    @given(products())
+    def product(drawn):
+        arguments, must_refuse = drawn
+        print("product", arguments, flush=True)
+        try:
+            cpu._cpu.product(**arguments)
+        except REFUSALS:
+            assert must_refuse
+        else:
+            assert not must_refuse
+
     call()
     plan()
+    product()
     print("no crash")
 
 

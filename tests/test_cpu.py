@@ -31,7 +31,7 @@ def forced(isas):
     return fixture
 
 
-# avx512bf16 has kernels for bfloat16 alone; in other dtypes it stands for avx512.
+# avx512bf16 has kernels for bfloat16 alone, avx512amx for float32 too; in other dtypes they stand for avx512.
 isa, isa_of_16_bit = forced([isa for isa in ISAS if isa != "avx512bf16"]), forced(ISAS)
 
 

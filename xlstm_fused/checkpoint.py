@@ -214,11 +214,12 @@ class _Layer(torch.autograd.Function):
             dwx, *rest = ops.registered.backward.default(*problem, pre, states, output, d_output, d_h_n, d_s_n, None,
                                                          None, *options)
             rest.insert(0, ops.weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask,
-                                               Rows.from_arguments(*options[:-3]), False))
+                                               Rows.from_arguments(*options[:-3]), False, options[-1]))
         else:
             dwx, *rest = _backward(wx, problem, output, kept_h, kept_s, d_output, d_h_n, d_s_n, every, options)
         dwx = dwx.flatten(1)
-        gradients = (products.matmul(dwx, weight_ih), products.matmul(dwx.t(), x), None if bias is None else dwx.sum(0),
+        dx, d_weight_ih = (ops.matmul(*factors, options[-1]) for factors in ((dwx, weight_ih), (dwx.t(), x)))
+        gradients = (dx, d_weight_ih, None if bias is None else dwx.sum(0),
                      *(None if value is None else gradient
                        for value, gradient in zip((weight_hh, h0, s0, None, reset_h, reset_s),
                                                   (*rest[:3], None, *rest[3:]))))
@@ -258,7 +259,7 @@ def _backward(wx: Tensor, problem: tuple[Any, ...], output: Tensor, kept_h: Tens
                 d_resets.add_block(k, start, *d_reset)
         d_states.append((dh, ds))
     dwx = dwx[:-1]
-    d_weight = ops.weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask, rows, False)
+    d_weight = ops.weight_gradient(dwx, output, h0, reset, reset_h, reset_per_row, h_mask, rows, False, backend)
     return (dwx, d_weight, torch.cat([dh for dh, _ in d_states]), torch.cat([ds for _, ds in d_states], 1),
             *(d_resets.values() if d_resets else (None, None)))
 

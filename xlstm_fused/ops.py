@@ -174,8 +174,8 @@ class _ForwardFromInput(_Derivative):
         *_, x, weight_ih = saved
         assert dwx is not None
         dwx = dwx.flatten(1)
-        dx = products.matmul(dwx, weight_ih) if needs_x else None
-        d_weight = products.matmul(dwx.t(), x) if needs_weight else None
+        dx = matmul(dwx, weight_ih, ctx.options[-1]) if needs_x else None
+        d_weight = matmul(dwx.t(), x, ctx.options[-1]) if needs_weight else None
         return dx, d_weight, dwx.sum(0) if needs_bias else None, *others
 
 
@@ -200,7 +200,7 @@ def _pull_back(ctx: Any, saved: tuple[Any, ...], gradients: tuple[Tensor | None,
     d_weight = None
     if needs[0]:
         d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
-                                   Rows.from_arguments(*options[:_ROW_FIELDS]), options[-2])
+                                   Rows.from_arguments(*options[:_ROW_FIELDS]), *options[-2:])
     dh0, ds0, d_reset_h, d_reset_s = (value if needs[index] else None for value, index in zip(others, (1, 2, 4, 5)))
     return dwx, d_weight, dh0, ds0, None, d_reset_h, d_reset_s, *[None] * len(needs[6:])
 
@@ -299,15 +299,24 @@ for _name in _SCHEMAS:
     torch.library.register_vmap(f"{NAMESPACE}::{_name}", _rule, lib=_library)
 
 
+def matmul(a: Tensor, b: Tensor, backend: str) -> Tensor:
+    """``a @ b`` of two matrices: the backend's own product if it has one and nobody has to know what it is made of."""
+    module = load(backend)
+    if hasattr(module, "matmul") and is_plain() and _is_unseen(a, b):
+        result: Tensor = module.matmul(a, b)
+        return result
+    return products.matmul(a, b)
+
+
 def weight_gradient(dpre: Tensor, output: Tensor, h0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
-                    reset_per_row: bool, h_mask: Tensor | None, rows: Rows, reverse: bool) -> Tensor:
+                    reset_per_row: bool, h_mask: Tensor | None, rows: Rows, reverse: bool, backend: str) -> Tensor:
     """``dR = sum over rows of dpre h_prev^T``, (K, G, N, D, D), ``h_prev`` being the h that met R in that row."""
     P, K, G, N, D = dpre.shape
     directions = []
     for k in range(K):
         h = h_previous(output, h0, reset, reset_h, reset_per_row, h_mask, rows, k, (k == 1) != reverse)
         if N == 1:
-            directions.append(products.matmul(dpre[:, k].reshape(P, G * D).t(), h.reshape(P, D)).view(G, 1, D, D))
+            directions.append(matmul(dpre[:, k].reshape(P, G * D).t(), h.reshape(P, D), backend).view(G, 1, D, D))
         else:
             h = h.transpose(0, 1)
             directions.append(torch.stack([products.matmul(dpre[:, k, g].permute(1, 2, 0), h) for g in range(G)]))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/pack.h"
+#include "cpu/pack_tiles.h"
 #include "cpu/step.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -14,7 +15,7 @@ template <class Cell, class Storage>
 class Backward : Pass<Cell, Storage, BackwardParams> {
   using Base = Pass<Cell, Storage, BackwardParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -29,7 +30,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
   };
 
   Backward(const BackwardParams& p, const Job& job)
-      : Base(p, job, G * p.D), resets_(carry_ + S * size_.plane),
+      : Base(p, job, G * p.D, 3), resets_(carry_ + S * size_.plane),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * kGroup * W)) {}
 
   void run() {
@@ -41,9 +42,13 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       E* dpre = exchange_ + step % 2 * size_.exchange;
       for (int64_t v = job_.begin; v < job_.end; ++v) {
-        for (int64_t i = 0; i < active; ++i) pointwise(i, v * W, dpre);
+        for (int64_t i = 0; i < active; ++i) {
+          pointwise(i, v * W, dpre);
+          registers_.keep_awake();
+        }
       }
       if (!job_.goes_on()) return;
+      this->split(dpre, active);
       for (int64_t v = job_.begin; v < job_.end; v += kGroup) pull_back(v, active, dpre);
     }
     for (int64_t i = 0; i < job_.count; ++i) finish(i);
@@ -151,10 +156,26 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
 
   template <int NV>
   void pull_back_group(int64_t v, int64_t active, const E* dpre) {
-    this->template multiply_panel<NV>(v, G * p_.D, dpre, active);
+    multiply_panel<NV>(v, active, dpre);
     for (int64_t i = 0; i < active; ++i) {
       for (int j = 0; j < NV; ++j) keep_h(i, (v + j) * W, V::load(sums_ + (i * NV + j) * W));
     }
+  }
+
+  template <int NV>
+  void multiply_panel(int64_t v, int64_t active, const E* dpre) {
+    if constexpr (has_tiles<Storage>) {
+      if (job_.form == kTiles) {
+        const TilePanels size = tile_panels(G * p_.D, 1, vectors(p_.D, W));
+        const char* panels = static_cast<const char*>(job_.panels);
+        const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
+        return this->template multiply_tiles<NV, NV>(panels + v * size.vector, large, active, [&](int64_t i, int j) {
+          const E* x = dpre + i * size_.stride;
+          pull_back_once<Storage, G>(p_, job_.k, job_.n, v + j, x, sums_ + (i * NV + j) * W);
+        });
+      }
+    }
+    Base::template multiply_panel<NV>(v, G * p_.D, dpre, active);
   }
 
   XF_HD void keep_h(int64_t i, int64_t u, V dh) {

@@ -60,24 +60,30 @@ void lock_again(PyThreadState* state) {
   }
 }
 
-// Runs a pass without the interpreter's lock.
+// Does work() without the interpreter's lock.
+template <class Work>
+void without_lock(Work work) {
+  bool no_memory = false;
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    no_memory = true;
+  }
+  lock_again(state);
+  if (!no_memory) return;
+  PyErr_SetString(PyExc_MemoryError, "the cpu backend found no memory for its copies of the weights and its buffers");
+  throw py::error_already_set();
+}
+
 template <class Params>
 void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), const Params& p, const Kernel& kernel,
          const Shape& shape, int threads, const PlanArgument& forced) {
   const Plan plan = choose_plan(shape, threads, forced);
   bool (*const asked)() = asked_by(shape, plan);
-  bool stopped = false, no_memory = false;
-  PyThreadState* const state = PyEval_SaveThread();
-  try {
-    stopped = pass(p, kernel, plan, asked);
-  } catch (const std::bad_alloc&) {
-    no_memory = true;
-  }
-  lock_again(state);
-  if (no_memory) {
-    PyErr_SetString(PyExc_MemoryError, "the cpu backend found no memory for its copies of the weights and its buffers");
-  }
-  if (stopped || no_memory) throw py::error_already_set();
+  bool stopped = false;
+  without_lock([&] { stopped = pass(p, kernel, plan, asked); });
+  if (stopped) throw py::error_already_set();
 }
 
 void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
@@ -97,6 +103,31 @@ void backward(const std::string& cell, const std::string& dtype, const std::stri
   check(p, {kernel.gates, kernel.states});
   require_at_least(1, "threads", threads);
   run(recurrence_bwd, p, kernel, shape_of(p, kernel), threads, forced);
+}
+
+// (address, stride, along_sum) of a factor with so many numbers along the sum and across it.
+Factor factor_of(const char* name, const py::tuple& values, int64_t along, int64_t across) {
+  Fields fields(name, values, 3);
+  const Factor factor{fields.pointer<const float>(), fields.number(), fields.number() != 0};
+  require_address(name, factor.numbers);
+  require_at_least(factor.along_sum ? along : across, name, factor.stride);
+  require_addressable(name, {factor.stride, factor.along_sum ? across : along, int64_t(sizeof(float))});
+  return factor;
+}
+
+bool product(const std::string& isa, int threads, const std::tuple<int64_t, int64_t, int64_t>& sizes,
+             const py::tuple& a, const py::tuple& b, uintptr_t c) {
+  const MultiplyMatrices multiply = find_product(isa);
+  const auto [M, N, K] = sizes;
+  for (const int64_t size : {M, N, K}) require_at_least(1, "sizes", size);
+  require_at_least(1, "threads", threads);
+  require_addressable("c", {M, N, int64_t(sizeof(float))});
+  const MatrixProduct given{M, N, K, factor_of("a", a, K, M), factor_of("b", b, K, N), reinterpret_cast<float*>(c)};
+  require_address("c", given.c);
+  if (!multiply) return false;
+  bool done = false;
+  without_lock([&] { done = matrix_product(given, multiply, std::min<int64_t>(threads, kMaxThreads)); });
+  return done;
 }
 
 py::list cells() {
@@ -154,6 +185,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("backward", &backward, ARGUMENTS,
              "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams.");
 #undef ARGUMENTS
+  module.def("product", &product, py::arg("isa"), py::arg("threads"), py::arg("sizes"), py::arg("a"), py::arg("b"),
+             py::arg("c"),
+             "c (M, N) = a b of float32 for sizes (M, N, K), factors as (address, stride, whether numbers lie side by "
+             "side along K). False, and nothing is done, where torch's product is the better one.");
   module.def("cells", &cells, "The cells that there are kernels for.");
   module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");
   module.def("missing_isas", &missing_isas, "The other instruction sets -> why their kernels do not run here.");

@@ -21,4 +21,7 @@ const std::vector<Isa>& isas();
 // unknown names, and for an ISA that cannot run here.
 const Kernel& find_kernel(const std::string& isa, const std::string& cell, const std::string& dtype);
 
+// The product of matrices of an ISA, or of the best one for "", if it has one; else nullptr. Throws as find_kernel.
+MultiplyMatrices find_product(const std::string& isa);
+
 }  // namespace xlstm_fused::cpu

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/pack.h"
+#include "cpu/pack_tiles.h"
 #include "cpu/step.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -17,7 +18,7 @@ template <class Cell, class Storage, bool kSave>
 class Forward : Pass<Cell, Storage, LayerParams> {
   using Base = Pass<Cell, Storage, LayerParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -34,7 +35,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   };
 
   Forward(const LayerParams& p, const Job& job)
-      : Base(p, job, p.D), cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
+      : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : 3),
+        cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
         input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E))), x_(static_cast<E*>(job.input)),
         wx_gate_(p.input.I ? W : place_.gate_stride()), wx_vector_(p.input.I ? input_.rows * G * W : W) {}
 
@@ -49,9 +51,13 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       const E* h = exchange_ + step % 2 * size_.exchange;
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
+      this->split(h, active);
       for (int64_t v = job_.begin; v < job_.end; ++v) {
         product(v, active, h);
-        for (int64_t i = 0; i < active; ++i) advance(i, v, next_h);
+        for (int64_t i = 0; i < active; ++i) {
+          advance(i, v, next_h);
+          registers_.keep_awake();
+        }
       }
     }
   }
@@ -88,6 +94,9 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   }
 
   void product(int64_t v, int64_t active, const E* h) {
+    if constexpr (has_tiles<Storage>) {
+      if (job_.form == kTiles) return product_of_tiles(v, active, h);
+    }
     if constexpr (has_pairs<Storage>) {
       if (job_.form == kPairs) {
         const Pair* x = reinterpret_cast<const Pair*>(h);
@@ -98,6 +107,17 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     }
     if (job_.panels) this->template multiply_panel<G>(v, p_.D, h, active);
     else product_once(v, active, h);
+  }
+
+  void product_of_tiles(int64_t v, int64_t active, const E* h) {
+    const TilePanels size = tile_panels(p_.D, G, vectors(p_.D, W));
+    const char* panels = static_cast<const char*>(job_.panels);
+    const void* panel = panels ? panels + v * size.vector : job_.panel;
+    const bool large = panels ? reinterpret_cast<const bool*>(panels + size.flags)[v]
+                              : pack_tiles<Storage, G>(p_, job_.k, job_.n, v, static_cast<BFloat16*>(job_.panel));
+    this->template multiply_tiles<G, 1>(panel, &large, active, [&](int64_t i, int) {
+      multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
+    });
   }
 
   template <class A>

@@ -5,12 +5,18 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/pack.h"
+#include "cpu/pack_tiles.h"
 #include "cpu/vector_math.h"
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+#include "cpu/tile_product.h"
+#endif
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
-#if defined(__AVX512BF16__)
+#if defined(XLSTM_FUSED_AMX_BF16)
+constexpr Feature kNeeds = kAmx;
+#elif defined(__AVX512BF16__)
 constexpr Feature kNeeds = kAvx512Bf16;
 #elif defined(__AVX512F__)
 constexpr Feature kNeeds = kAvx512;
@@ -30,12 +36,13 @@ constexpr void set_packers(Packers (&packers)[kForms]) {
     packers[kHalves] = {pack_fwd<Storage, G, BFloat16>, pack_bwd<Storage, G, BFloat16>};
   }
   if constexpr (has_pairs<Storage>) packers[kPairs] = {pack_fwd<Storage, G, Pair>, nullptr};
+  if constexpr (has_tiles<Storage>) packers[kTiles] = {pack_fwd_tiles<Storage, G>, pack_bwd_tiles<Storage, G>};
 }
 
 template <class Cell, class Storage>
 constexpr Kernel kernel() {
-  // An ISA whose only news are products of bfloat16 has kernels for that alone.
-  if constexpr (kNeeds == kAvx512Bf16 && !has_pairs<Storage>) {
+  // An ISA whose only news are products of bfloat16, or of tiles, has kernels for these alone.
+  if constexpr ((kNeeds == kAvx512Bf16 && !has_pairs<Storage>) || (kNeeds == kAmx && !has_tiles<Storage>)) {
     return {};
   } else {
     using E = Compute<Storage>;
@@ -49,12 +56,18 @@ constexpr Kernel kernel() {
   }
 }
 
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+constexpr MultiplyMatrices kMultiplyMatrices = multiply_matrices;
+#else
+constexpr MultiplyMatrices kMultiplyMatrices = nullptr;
+#endif
+
 }  // namespace
 
 #define XLSTM_FUSED_ROW(name, Cell) \
   {kernel<Cell, float>(), kernel<Cell, double>(), kernel<Cell, BFloat16>(), kernel<Cell, Half>()},
 extern const KernelTable kernels;
-constexpr KernelTable kernels = {kNeeds, {XLSTM_FUSED_CELLS(XLSTM_FUSED_ROW)}};
+constexpr KernelTable kernels = {kNeeds, {XLSTM_FUSED_CELLS(XLSTM_FUSED_ROW)}, kMultiplyMatrices};
 #undef XLSTM_FUSED_ROW
 
 }  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

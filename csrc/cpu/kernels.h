@@ -6,13 +6,14 @@
 
 #include "cells/cells.h"
 #include "cpu/barrier.h"
+#include "cpu/matrix_product.h"
 #include "params.h"
 
 namespace xlstm_fused::cpu {
 
 // How panels hold the matrix: in the compute type; in bfloat16, two vectors interleaved; in bfloat16, numbers of two
-// consecutive k side by side, which meet two of h in one instruction.
-enum Form { kWhole, kHalves, kPairs, kForms };
+// consecutive k side by side, which meet two of h in one instruction; in bfloat16, in tiles (tiles.h).
+enum Form { kWhole, kHalves, kPairs, kTiles, kForms };
 
 // The forward pass of a layer: of wx, or of an input where there is one.
 struct LayerParams : ForwardParams {
@@ -33,6 +34,8 @@ struct Job {
   const void* input_panels;  // the head's weights of the input as packed, if there is one
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
+  void* split_rows;    // (split_rows_bytes,) of this thread, if the form is kTiles
+  void* panel;         // of this thread, for a vector of units in kTiles, if there are no panels
   void* input;         // (InputBuffers,) of this thread, if there is an input
 
   // Called once per step, by all threads of the job at the same place: whether it goes on.
@@ -50,6 +53,28 @@ XF_HD int64_t row_stride(int64_t columns, int64_t element_size) {
 }
 
 XF_HD int64_t vectors(int64_t D, int64_t lanes) { return (D + lanes - 1) / lanes; }
+
+// A tile is 32 k by a vector of outputs.
+constexpr int64_t kTileDepth = 32, kTileBytes = 1024;
+
+XF_HD int64_t tiles(int64_t columns) { return (columns + kTileDepth - 1) / kTileDepth; }
+
+// Bytes of the panels in tiles of one head, with `outputs` vectors of outputs for each vector of units: those of the
+// vectors, then for each vector whether its numbers are too large for tiles.
+struct TilePanels {
+  int64_t vector, flags, all;
+};
+
+XF_HD TilePanels tile_panels(int64_t columns, int64_t outputs, int64_t vectors) {
+  const int64_t vector = tiles(columns) * outputs * kTileBytes;
+  return {vector, vectors * vector, vectors * vector + vectors};
+}
+
+// Numbers of bfloat16 from one row to the next where rows of `columns` are in up to three parts.
+XF_HD int64_t split_stride(int64_t columns) { return row_stride(3 * kTileDepth * tiles(columns), 2); }
+
+// Those rows, then for each whether its numbers are too large for tiles.
+XF_HD int64_t split_rows_bytes(int64_t rows, int64_t columns) { return rows * (split_stride(columns) * 2 + 1); }
 
 // Vectors of units are taken this many at a time in the backward product; the last group of a thread may be smaller.
 constexpr int kGroup = 4;
@@ -105,7 +130,7 @@ struct Kernel {
   void (*backward)(const BackwardParams&, const Job&);
 };
 
-enum Feature { kAny, kAvx2, kAvx512, kAvx512Bf16 };
+enum Feature { kAny, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 enum Dtype { kFloat32, kFloat64, kBFloat16, kFloat16, kDtypes };
 
 #define XLSTM_FUSED_COUNT(name, Cell) +1
@@ -115,6 +140,7 @@ constexpr int kCells = 0 XLSTM_FUSED_CELLS(XLSTM_FUSED_COUNT);
 struct KernelTable {
   Feature needs;
   Kernel kernels[kCells][kDtypes];  // without functions where those of the next ISA are as good
+  MultiplyMatrices multiply_matrices;  // nullptr where torch's are as good
 };
 
 namespace portable {
@@ -127,6 +153,9 @@ namespace avx512 {
 extern const KernelTable kernels;
 }
 namespace avx512bf16 {
+extern const KernelTable kernels;
+}
+namespace avx512amx {
 extern const KernelTable kernels;
 }
 

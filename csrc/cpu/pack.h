@@ -83,12 +83,6 @@ XF_HD void store_in_row(BFloat16* row, int v, int count, Vec<float, W> x) {
   __builtin_memcpy(pair, &words, sizeof words);
 }
 
-// The numbers of two vectors, all bfloat16, as pairs.
-template <int W>
-XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
-  return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
-}
-
 // The vector v of units of head n, of each gate of a matrix (K, G, N, D, inputs), to a panel [inputs][G][W] of numbers N;
 // [ceil(inputs / 2)][G][W] of pairs, an odd last one filled up by zeros.
 template <class Storage, int G, class N>
@@ -105,8 +99,7 @@ void pack_rows(const Problem& p, const void* matrix, int64_t inputs, int64_t k, 
       transpose(x, std::make_integer_sequence<int, W>());
       if constexpr (kPaired) {
         for (int i = 0; i < columns; i += 2) {
-          const VecOf<Storage> both = side_by_side(x[i], x[i + 1]);
-          __builtin_memcpy(panel + ((in + i) / 2 * G + g) * W, &both.raw, sizeof both.raw);
+          store_pairs(panel + ((in + i) / 2 * G + g) * W, x[i], x[i + 1]);
         }
       } else {
         for (int i = 0; i < columns; ++i) store_in_row(panel + (in + i) * G * W, g, G, x[i]);
@@ -173,6 +166,21 @@ void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h
     }
     for (int i = 0; i < MB; ++i) acc[i].store(sums + (i * G + g) * W);
   }
+}
+
+// Sums[W] = dpre[G * D_out] times the vector v of inputs of the matrix, likewise.
+template <class Storage, int G, class E>
+void pull_back_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* dpre, E* sums) {
+  constexpr int W = kLanes<E>;
+  const int units = int(p.D - v * W < W ? p.D - v * W : W);
+  VecOf<Storage> acc(0);
+  for (int g = 0; g < G; ++g) {
+    const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
+    for (int64_t out = 0; out < p.D; ++out) {
+      acc = multiply_add(dpre[g * p.D + out], load(source + out * p.D, units), acc);
+    }
+  }
+  acc.store(sums);
 }
 
 XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }

@@ -28,6 +28,11 @@
 #endif
 #endif
 
+// Before version 15, clang writes the name in another way.
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)
+#define XLSTM_FUSED_AMX_BF16
+#endif
+
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 

@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/storage.h"
+#include "cpu/tiles.h"
 #include "rows.h"
 
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
@@ -83,11 +84,30 @@ class Pass {
   using V = VecOf<Storage>;
   static constexpr int W = kLanes<E>;
 
-  // The rows that meet the packed matrix have `columns` elements.
-  Pass(const Params& p, const Job& job, int64_t columns)
+  // The rows that meet the packed matrix have `columns` elements, or where that is in tiles, so many in `parts` parts.
+  Pass(const Params& p, const Job& job, int64_t columns, int parts)
       : p_(p), job_(job), place_{p, job.k, job.n}, size_(buffers(job.count, columns, p.D, W, sizeof(E))),
         exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
-        sums_(static_cast<E*>(job.own)) {}
+        sums_(static_cast<E*>(job.own)), split_rows_(job.split_rows, job.count, columns, parts) {}
+
+  // Before the products of a step: the parts of their rows, if the matrix is in tiles.
+  void split(const E* x, int64_t rows) {
+    if constexpr (has_tiles<Storage>) {
+      for (int64_t i = 0; job_.form == kTiles && i < rows; ++i) split_rows_.set(i, x + i * size_.stride);
+    }
+  }
+
+  // sums[rows][NP][W] = the split rows times a panel. Then once(i, j) for what is too large for tiles, in row i or in
+  // the j-th of V vectors of units, whose flags are given.
+  template <int NP, int V, class Once>
+  void multiply_tiles(const void* panel, const bool* large, int64_t rows, Once once) {
+    multiply_rows<NP>(registers_, static_cast<const BFloat16*>(panel), split_rows_, rows, sums_);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int j = 0; j < V; ++j) {
+        if (__builtin_expect(split_rows_.is_large(i) || large[j], 0)) once(i, j);
+      }
+    }
+  }
 
   // sums[rows][NP][W] = x[rows][columns] times the panel of the vectors of units from v.
   template <int NP>
@@ -112,6 +132,8 @@ class Pass {
   E* const exchange_;
   E* const carry_;
   E* const sums_;
+  SplitRows split_rows_;
+  TileRegisters<has_tiles<Storage>> registers_;
 };
 
 }  // namespace

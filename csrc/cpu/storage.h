@@ -37,6 +37,15 @@ template <class Storage>
 inline constexpr bool has_pairs = false;
 #endif
 
+// Whether a matrix of numbers of bfloat16 may be in tiles.
+#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+template <class Storage>
+inline constexpr bool has_tiles = can_be_bfloat16<Storage>;
+#else
+template <class Storage>
+inline constexpr bool has_tiles = false;
+#endif
+
 // What such a product takes at a time: the numbers of k and k + 1.
 struct Pair {
   BFloat16 numbers[2];
@@ -110,6 +119,18 @@ XF_HD void store(Half* p, VecOf<Half> x) {
 #endif
 }
 
+// The numbers of two vectors, all bfloat16, as pairs.
+template <int W>
+XF_HD Vec<float, W> side_by_side(Vec<float, W> first, Vec<float, W> second) {
+  return Vec<float, W>(((first.bits() >> 16) & 0xffff) | (second.bits() & ~0xffff));
+}
+
+template <int W>
+XF_HD void store_pairs(void* p, Vec<float, W> first, Vec<float, W> second) {
+  const Vec<float, W> both = side_by_side(first, second);
+  __builtin_memcpy(p, &both.raw, sizeof both.raw);
+}
+
 // The first n lanes, the rest zero; p may end there.
 template <class Storage>
 XF_HD VecOf<Storage> load(const Storage* p, int n) {
@@ -132,6 +153,12 @@ XF_HD void store(Storage* p, VecOf<Storage> x, int n) {
     if (lane < n) p[lane] = lanes[lane];
   }
 }
+
+#if defined(__AVX512F__) && XLSTM_FUSED_VECTOR_BYTES == 64
+XF_HD VecOf<float> load(const float* p, int n) {
+  return VecOf<float>((VecOf<float>::Raw)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+}
+#endif
 
 // nullptr stands for zeros.
 template <class Storage>

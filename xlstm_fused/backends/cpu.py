@@ -1,4 +1,4 @@
-"""The CPU backend: fused C++ kernels for AVX-512, AVX2 or any processor, chosen at run time.
+"""The CPU backend: fused C++ kernels for AMX, AVX-512, AVX2 or any processor, chosen at run time.
 
 Shapes are those of :mod:`xlstm_fused.backends.reference`. The extension takes addresses; :func:`_address` is where
 tensors are checked before they become one.
@@ -40,6 +40,9 @@ forced_plan: tuple[int, int, int] | None = None
 
 _FEW_ROWS = 16
 """Fewer rows than this of an input are not worth a copy of its weights."""
+
+_FEW = 48
+"""Fewer rows, columns or numbers along the sum than this are not worth a product of ours."""
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOATING}
 
@@ -193,6 +196,27 @@ def _from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None, w
         wx = products.linear(x, weight_ih, bias).view(x.shape[0], *weight_hh.shape[:4])
         return _run(save, wx, None, weight_hh, *rest)
     return _run(save, None, (x, weight_ih, bias), weight_hh, *rest)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of matrices (M, K) and (K, N), of one dtype, that of the result: by a kernel where that is faster than
+    torch, as float32 is where the processor multiplies tiles (Intel's AMX)."""
+    factors = _factor(a, True), _factor(b, False)
+    if a.dtype == torch.float32 and min(*a.shape, b.shape[1]) >= _FEW and None not in factors:
+        result = torch.empty((a.shape[0], b.shape[1]), dtype=a.dtype)
+        if _cpu.product(forced_isa, torch.get_num_threads(), (*result.shape, a.shape[1]), *factors, result.data_ptr()):
+            return result
+    return products.matmul(a, b)
+
+
+def _factor(matrix: Tensor, is_first: bool) -> tuple[int, int, bool] | None:
+    """A factor of a product as the extension takes it; None where numbers lie side by side on neither side."""
+    rows, columns = matrix.stride()
+    if columns == 1 and rows >= matrix.shape[1]:
+        return matrix.data_ptr(), rows, is_first
+    if rows == 1 and columns >= matrix.shape[0]:
+        return matrix.data_ptr(), columns, not is_first
+    return None
 
 
 def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None,
