@@ -89,7 +89,7 @@ sanitize-address: $(INSTALLED)
 	    LDFLAGS=-fsanitize=address,undefined $(BIN)/python setup.py -q build --build-base build --build-lib $(SANITIZED)-address
 	PYTHONPATH=$(SANITIZED)-address ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$(call runtime,asan) $(call runtime,ubsan) $(call runtime,stdc++)" \
-	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu*.py
 
 # By clang and LLVM's OpenMP, whose archer tells ThreadSanitizer when OpenMP's threads wait for each other; libgomp has no
 # such thing. Torch, which nothing here instruments, has one thread. The file names what OpenMP's own code is known for.
@@ -97,7 +97,7 @@ sanitize-thread: $(INSTALLED)
 	CXX=clang++ CXXFLAGS="-O1 -g -fsanitize=thread" $(BIN)/python setup.py -q build --build-base build --build-lib $(SANITIZED)-thread
 	PYTHONPATH=$(SANITIZED)-thread OMP_NUM_THREADS=1 OMP_TOOL_LIBRARIES=$(LIBARCHER) \
 	    TSAN_OPTIONS="suppressions=tests/openmp.supp" LD_PRELOAD="$(call runtime,tsan)" \
-	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu.py -k "split or threads"
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_cpu*.py -k "split or threads or exact"
 
 .venv/installed-triton-3.6: $(INSTALLED)
 	rm -rf $(TRITON_3_6)

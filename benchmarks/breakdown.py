@@ -25,7 +25,7 @@ INPUT, FORWARD, LAYER, BACKWARD, WEIGHTS, COPIES = (
     "products for gradients (input, weights)", "copies, sums and other tensor operations")
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::matmul", "aten::linear")
 KERNELS = {"inference": FORWARD, "forward": FORWARD, "inference_from_input": LAYER, "forward_from_input": LAYER,
-           "backward": BACKWARD}
+           "backward": BACKWARD, "matmul": WEIGHTS}
 PREFIX = "xlstm_fused::"
 
 

@@ -340,6 +340,7 @@ def test_breakdown_adds_up_what_operators_belong_to():
     assert breakdown.part_of(["aten::mm", "AddmmBackward0"]) == breakdown.WEIGHTS
     assert breakdown.part_of(["aten::empty", "xlstm_fused::backward", "RecurrenceBackward"]) == breakdown.BACKWARD
     assert breakdown.part_of(["aten::empty", "xlstm_fused::inference_from_input"]) == breakdown.LAYER
+    assert breakdown.part_of(["xlstm_fused::matmul", "ForwardFromInputBackward"]) == breakdown.WEIGHTS
     assert breakdown.part_of(["aten::cat"]) == breakdown.COPIES
     for mode, precision, expected in (
             ("training", "fp32", {breakdown.LAYER, breakdown.BACKWARD, breakdown.WEIGHTS}),
