@@ -117,13 +117,15 @@ for _name, _fake in (("inference", _fake_inference), ("forward", _fake_forward),
 registered = getattr(torch.ops, NAMESPACE)
 
 
-class _Derivative(torch.autograd.Function):
-    """What the Autograd kernel of an op records."""
+class _Derivative(torch.autograd.function._SingleLevelFunction):
+    """What the Autograd kernel of an op records.
+
+    Not an autograd.Function: the dispatcher comes here once for each torch.func transform, with that one's tensors.
+    """
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
-        # Not Function.apply: the dispatcher comes here once for each torch.func transform, with that one's tensors.
-        base: Any = super(torch.autograd.Function, cls)
+        base: Any = super()
         if not torch._C._are_functorch_transforms_active():
             return base.apply(*arguments)
         with torch._functorch.utils.enable_single_level_autograd_function():

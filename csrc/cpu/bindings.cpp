@@ -188,7 +188,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("product", &product, py::arg("isa"), py::arg("threads"), py::arg("sizes"), py::arg("a"), py::arg("b"),
              py::arg("c"),
              "c (M, N) = a b of float32 for sizes (M, N, K), factors as (address, stride, whether numbers lie side by "
-             "side along K). False, and nothing is done, where torch's product is the better one.");
+             "side along K). False where torch's product is the better one; c is then not to be used.");
   module.def("cells", &cells, "The cells that there are kernels for.");
   module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");
   module.def("missing_isas", &missing_isas, "The other instruction sets -> why their kernels do not run here.");
