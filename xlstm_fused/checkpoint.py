@@ -5,8 +5,8 @@ the gates and the states of each step, which are most of what a layer keeps othe
 reverse: it runs each forward again from the state before it, and then backward. The products over all rows (``W_ih x``
 and the weights' gradients) are done as without blocks, so results are the same bit for bit, but for sums that are
 formed in another order: gradients of one reset state for many resets; in 16-bit dtypes, gradients of ``h`` between
-blocks, which are rounded there; and the input product where, without blocks, the kernel forms it (``takes_input`` of a
-backend).
+blocks, which are rounded there; the input product where, without blocks, the kernel forms it (``takes_input`` of a
+backend); and a block of one step where the ``cpu`` backend's products of more are in tiles (AMX).
 
 Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, section 4.
 """

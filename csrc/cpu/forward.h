@@ -112,10 +112,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   void product_of_tiles(int64_t v, int64_t active, const E* h) {
     const TilePanels size = tile_panels(p_.D, G, vectors(p_.D, W));
     const char* panels = static_cast<const char*>(job_.panels);
-    const void* panel = panels ? panels + v * size.vector : job_.panel;
-    const bool large = panels ? reinterpret_cast<const bool*>(panels + size.flags)[v]
-                              : pack_tiles<Storage, G>(p_, job_.k, job_.n, v, static_cast<BFloat16*>(job_.panel));
-    this->template multiply_tiles<G, 1>(panel, &large, active, [&](int64_t i, int) {
+    const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
+    this->template multiply_tiles<G, 1>(panels + v * size.vector, large, active, [&](int64_t i, int) {
       multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
     });
   }

@@ -35,7 +35,6 @@ struct Job {
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
   void* split_rows;    // (split_rows_bytes,) of this thread, if the form is kTiles
-  void* panel;         // of this thread, for a vector of units in kTiles, if there are no panels
   void* input;         // (InputBuffers,) of this thread, if there is an input
 
   // Called once per step, by all threads of the job at the same place: whether it goes on.

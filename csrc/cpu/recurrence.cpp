@@ -78,8 +78,8 @@ class Call {
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
     form_ = choose_form(tile_rows);
-    pack_ = pass_.once ? nullptr : pass_.pack[form_];
-    panel_bytes_ = pack_ ? align(panel_bytes(vectors_)) : 0;
+    pack_ = pass_.once && form_ != kTiles ? nullptr : pass_.pack[form_];
+    panel_bytes_ = pack_ ? align(panel_bytes()) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     const InputBuffers input = input_buffers(pass_.input, tile_rows, divide_up(vectors_, plan.team), kernel_.gates,
                                              kernel_.lanes, element);
@@ -88,7 +88,6 @@ class Call {
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
     split_bytes_ = align(form_ == kTiles ? split_rows_bytes(tile_rows, pass_.columns) : 0);
-    one_panel_bytes_ = align(form_ == kTiles && !pack_ ? panel_bytes(1) : 0);
     sequences_ = tile_sequences(p_.rows, plan.tiles);
     const int64_t barriers = align(int64_t(sizeof(Barrier)) * plan.teams());
     const int64_t bytes = heads * (panel_bytes_ + input_panel_bytes_) + barriers + plan.teams() * shared_bytes_ +
@@ -134,18 +133,19 @@ class Call {
   }
 
  private:
-  int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + one_panel_bytes_ + input_bytes_; }
+  int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + input_bytes_; }
 
-  // Of one head, for so many vectors of units.
-  int64_t panel_bytes(int64_t vectors) const {
-    if (form_ == kTiles) return tile_panels(p_.D, kernel_.gates, vectors).all;
+  // Of one head.
+  int64_t panel_bytes() const {
+    if (form_ == kTiles) return tile_panels(p_.D, kernel_.gates, vectors_).all;
     // Pairs of an odd D have one number more.
-    return vectors * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? kernel_.element_size : 2);
+    return vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? kernel_.element_size : 2);
   }
 
   Form choose_form(int64_t tile_rows) const {
-    // By the matrix alone, not by who else is in the batch: sums by tiles are rounded in another way than others.
-    if (pass_.pack[kTiles] && p_.D >= kTiledUnits && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
+    // Not by who else is in the batch: sums by tiles are rounded in another way than others.
+    const bool tiled = pass_.pack[kTiles] && p_.D >= kTiledUnits && p_.rows.T > 1;
+    if (tiled && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
     // A mask would make h something that is not bfloat16.
     if (pass_.pack[kPairs] && !p_.h_mask) return kPairs;
     // To widen halves costs instructions, which pay where few rows share what is read.
@@ -175,12 +175,11 @@ class Call {
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     char* const own = own_ + thread * thread_bytes();
     char* const split_rows = own + own_bytes_;
-    char* const panel = split_rows + split_bytes_;
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  input_panels_ + head * input_panel_bytes_, shared_ + team * shared_bytes_, own, split_rows, panel,
-                  panel + one_panel_bytes_});
+                  input_panels_ + head * input_panel_bytes_, shared_ + team * shared_bytes_, own, split_rows,
+                  split_rows + split_bytes_});
   }
 
   const Params& p_;
@@ -191,7 +190,7 @@ class Call {
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
-  int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0, one_panel_bytes_ = 0;
+  int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0;
   void* memory_ = nullptr;
   Form form_ = kWhole;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
