@@ -55,6 +55,15 @@ def test_bitwise_the_same_however_the_work_is_split(layout):
     assert all(torch.equal(value, results[0][name]) for other in results[1:] for name, value in other.items())
 
 
+@pytest.mark.usefixtures("isa", "forced_plan")
+@pytest.mark.parametrize("B, tiles", ((127, None), (127, 2), (129, 3), (5, 3), (7, 2), (65, None), (191, None)))
+def test_tiles_of_which_the_last_have_a_sequence_less(B, tiles):
+    """And take more steps at a time: found by a demo that corrupted the heap, which the C library's check then sees."""
+    cpu.forced_plan = tiles and (1, 1, tiles)
+    problem = with_input(Problem.random("lstm", Rows.dense(5, B, True), D=40, dtype=torch.float32), 9)
+    assert_true(problem, through_cpu, two_steps)
+
+
 @pytest.mark.usefixtures("isa")
 def test_a_sequence_does_not_depend_on_the_others():
     problem, alone = (with_input(Problem.random("lstm", Rows.dense(150, B, False), D=37, initial=False,

@@ -81,10 +81,14 @@ class Call {
     pack_ = pass_.once && form_ != kTiles ? nullptr : pass_.pack[form_];
     panel_bytes_ = pack_ ? align(panel_bytes()) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
-    const InputBuffers input = input_buffers(pass_.input, tile_rows, divide_up(vectors_, plan.team), kernel_.gates,
-                                             kernel_.lanes, element);
+    const auto input_of = [&](int64_t rows) {
+      return input_buffers(pass_.input, rows, divide_up(vectors_, plan.team), kernel_.gates, kernel_.lanes, element);
+    };
+    const InputBuffers input = input_of(tile_rows);
+    // A tile with a sequence less may take a step more at a time.
+    const int64_t input_elements = std::max(input.elements(), input_of(std::max<int64_t>(tile_rows - 1, 1)).elements());
     input_panel_bytes_ = align(pass_.input.I ? vectors_ * kernel_.lanes * input.columns * kernel_.gates * element : 0);
-    input_bytes_ = align(pass_.input.I ? input.elements() * element : 0);
+    input_bytes_ = align(pass_.input.I ? input_elements * element : 0);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
     split_bytes_ = align(form_ == kTiles ? split_rows_bytes(tile_rows, pass_.columns) : 0);
