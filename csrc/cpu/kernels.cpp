@@ -7,7 +7,7 @@
 #include "cpu/pack.h"
 #include "cpu/pack_tiles.h"
 #include "cpu/vector_math.h"
-#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+#if defined(XLSTM_FUSED_AMX_BF16)
 #include "cpu/tile_product.h"
 #endif
 
@@ -56,7 +56,7 @@ constexpr Kernel kernel() {
   }
 }
 
-#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+#if defined(XLSTM_FUSED_AMX_BF16)
 constexpr MultiplyMatrices kMultiplyMatrices = multiply_matrices;
 #else
 constexpr MultiplyMatrices kMultiplyMatrices = nullptr;

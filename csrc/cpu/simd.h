@@ -28,8 +28,8 @@
 #endif
 #endif
 
-// Before version 15, clang writes the name in another way.
-#if defined(__AMX_BF16__) || defined(__AMXBF16__)
+// Tiles have lines of 64 bytes. Before version 15, clang writes the name in another way.
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && XLSTM_FUSED_VECTOR_BYTES == 64
 #define XLSTM_FUSED_AMX_BF16
 #endif
 

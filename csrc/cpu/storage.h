@@ -38,7 +38,7 @@ inline constexpr bool has_pairs = false;
 #endif
 
 // Whether a matrix of numbers of bfloat16 may be in tiles.
-#if defined(XLSTM_FUSED_AMX_BF16) && XLSTM_FUSED_VECTOR_BYTES == 64
+#if defined(XLSTM_FUSED_AMX_BF16)
 template <class Storage>
 inline constexpr bool has_tiles = can_be_bfloat16<Storage>;
 #else
