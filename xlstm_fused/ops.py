@@ -10,7 +10,7 @@ has a say. Shapes are those of :mod:`xlstm_fused.backends.reference`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -132,10 +132,19 @@ class _Derivative(torch.autograd.function._SingleLevelFunction):
             return base.apply(*arguments)
 
 
-def _below_autograd(op: torch._ops.OpOverload, *arguments: Any) -> Any:
+def _run_op(name: str, *arguments: Any) -> Any:
+    """Op ``name``, with gradients if they are enabled."""
+    if _is_unseen(arguments):
+        return _run_on_chosen(name, *arguments)
+    return getattr(registered, name).default(*arguments)
+
+
+def _below_autograd(name: str, *arguments: Any) -> Any:
+    if _is_unseen(arguments):
+        return _run_on_chosen(name, *arguments)
     # Gradients stay enabled, which is the next torch.func transform's affair; without one, nothing records here.
     with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
-        return op(*arguments)
+        return getattr(registered, name).default(*arguments)
 
 
 class _Forward(_Derivative):
@@ -143,7 +152,7 @@ class _Forward(_Derivative):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _below_autograd(registered.forward.default, *arguments)
+        return _below_autograd("forward", *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -160,7 +169,7 @@ class _ForwardFromInput(_Derivative):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _below_autograd(registered.forward_from_input.default, *arguments)
+        return _below_autograd("forward_from_input", *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -196,9 +205,8 @@ def _pull_back(ctx: Any, saved: tuple[Any, ...], gradients: tuple[Tensor | None,
     ``ctx.saved_tensors``."""
     weight_hh, h0, s0, reset, reset_h, reset_s, h_mask, pre, states, output, *row_tensors = saved
     options = *row_tensors[:3], *ctx.options
-    dwx, *others = registered.backward.default(
-        weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre, states, output, *gradients,
-        *options)
+    dwx, *others = _run_op("backward", weight_hh, h0, s0, reset, reset_h, reset_s, ctx.reset_per_row, h_mask, pre,
+                           states, output, *gradients, *options)
     d_weight = None
     if needs[0]:
         d_weight = weight_gradient(dwx, output, h0, reset, reset_h, ctx.reset_per_row, h_mask,
@@ -216,7 +224,7 @@ class _Backward(_Derivative):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _below_autograd(registered.backward.default, *arguments)
+        return _below_autograd("backward", *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -304,7 +312,7 @@ for _name in _SCHEMAS:
 def matmul(a: Tensor, b: Tensor, backend: str) -> Tensor:
     """``a @ b`` of two matrices: the backend's own product if it has one and nobody has to know what it is made of."""
     module = load(backend)
-    if hasattr(module, "matmul") and is_plain() and _is_unseen(a, b):
+    if hasattr(module, "matmul") and _is_unseen((a, b)):
         result: Tensor = module.matmul(a, b)
         return result
     return products.matmul(a, b)
@@ -322,7 +330,7 @@ def weight_gradient(dpre: Tensor, output: Tensor, h0: Tensor | None, reset: Tens
         else:
             h = h.transpose(0, 1)
             directions.append(torch.stack([products.matmul(dpre[:, k, g].permute(1, 2, 0), h) for g in range(G)]))
-    return torch.stack(directions)
+    return directions[0].unsqueeze(0) if K == 1 else torch.stack(directions)
 
 
 def h_previous(output: Tensor, h0: Tensor | None, reset: Tensor | None, reset_h: Tensor | None, reset_per_row: bool,
@@ -356,6 +364,8 @@ def before(values: Tensor, initial: Tensor | None, reset: Tensor | None, reset_v
 
 def _shift(values: Tensor, initial: Tensor, rows: Rows, backwards: bool) -> Tensor:
     """:func:`before` where every sequence fills its rows: one step along the time axis."""
+    if rows.T == 1:
+        return initial
     time = 1 if rows.is_batch_first else 0
     values = values.unflatten(0, (rows.B, rows.T) if rows.is_batch_first else (rows.T, rows.B))
     initial = initial.unsqueeze(time)
@@ -376,13 +386,16 @@ def is_plain() -> bool:
         forward_ad._current_level < 0)
 
 
-def _is_unseen(*tensors: Tensor | None) -> bool:
-    """Whether neither autograd nor a mode or a subclass of tensors has to know of a plain call with these."""
-    if torch._C._len_torch_dispatch_stack():
+def _is_unseen(arguments: Iterable[Any]) -> bool:
+    """Whether a call is plain, and neither autograd nor a mode or a subclass of tensors has to know of it.
+
+    What the dispatcher would come to may then be called at once: the detour takes as long as a step of a small layer.
+    """
+    if not is_plain() or torch._C._len_torch_dispatch_stack():
         return False
     records = torch.is_grad_enabled()
-    for value in tensors:
-        if value is not None and (type(value) not in (Tensor, Parameter) or records and value.requires_grad):
+    for value in arguments:
+        if isinstance(value, Tensor) and (type(value) not in (Tensor, Parameter) or records and value.requires_grad):
             return False
     return True
 
@@ -414,11 +427,9 @@ def recurrence_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, wei
 
 def _call(name: str, rows: Rows, cell: str, reverse: bool, backend: str, *problem: Any) -> Results:
     """Op ``name``, by the shortest way that does what the dispatcher would."""
-    plain = is_plain()
-    if plain and _is_unseen(*(value for value in problem if not isinstance(value, bool))):
-        # What the dispatcher would come to: the detour takes as long as a step of a small layer.
+    if _is_unseen(problem):
         results = getattr(load(backend), name)(*problem, rows, cell, reverse)
-    elif plain:
+    elif is_plain():
         results = _with_derivatives(name, *problem, *rows.arguments(), cell, reverse, backend)
     elif onnx.is_exporting():
         onnx.refuse("a recurrence by itself, as in FusedxLSTMCell")

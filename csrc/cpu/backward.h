@@ -41,8 +41,8 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       while (active < job_.count && place_.walk(job_.sequences[active]).length > step) ++active;
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       E* dpre = exchange_ + step % 2 * size_.exchange;
-      for (int64_t v = job_.begin; v < job_.end; ++v) {
-        for (int64_t i = 0; i < active; ++i) {
+      for (int64_t i = 0; i < active; ++i) {
+        for (int64_t v = job_.begin; v < job_.end; ++v) {
           pointwise(i, v * W, dpre);
           registers_.keep_awake();
         }

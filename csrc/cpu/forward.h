@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/input_tiles.h"
 #include "cpu/pack.h"
 #include "cpu/pack_tiles.h"
 #include "cpu/step.h"
@@ -37,7 +38,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   Forward(const LayerParams& p, const Job& job)
       : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : 3),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
-        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E))), x_(static_cast<E*>(job.input)),
+        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E), job.input_tiled)),
+        x_(static_cast<E*>(job.input)),
         wx_gate_(p.input.I ? W : place_.gate_stride()), wx_vector_(p.input.I ? input_.rows * G * W : W) {}
 
   void run() {
@@ -66,29 +68,71 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   // The products of the input for as many steps as there are buffers for, of which this is the first.
   void multiply_input(int64_t step, int64_t active) {
     if constexpr (takes_input<Storage>) {
-      const int64_t I = p_.input.I;
-      int64_t rows = 0;
-      for (int64_t last = step + input_.steps; step < last; ++step) {
-        while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
-        for (int64_t i = 0; i < active; ++i, ++rows) {
-          const int64_t row = place_.walk(job_.sequences[i]).row(step);
-          E* x = x_ + rows * input_.stride;
-          std::copy_n(static_cast<const Storage*>(p_.input.x) + row * I, I, x);
-          if (p_.input.bias) x[I] = 1;
-        }
-      }
-      for (int64_t v = job_.begin; v < job_.end; ++v) {
-        multiply<G>(static_cast<const E*>(job_.input_panels) + v * input_.columns * G * W, input_.columns, x_,
-                    input_.stride, rows, x_ + input_.x + (v - job_.begin) * wx_vector_);
-      }
       taken_ = 0;
+      if constexpr (has_tiles<Storage>) {
+        if (job_.input_tiled) return multiply_input_by_tiles(step, active);
+      }
+      const int64_t I = p_.input.I, columns = input_columns(p_.input, false);
+      const int64_t rows = for_each_input(step, active, [&](int64_t i, const Storage* x) {
+        std::copy_n(x, I, x_ + i * input_.stride);
+        if (p_.input.bias) x_[i * input_.stride + I] = 1;
+      });
+      for (int64_t v = job_.begin; v < job_.end; ++v) {
+        multiply<G>(static_cast<const E*>(job_.input_panels) + v * columns * G * W, columns, x_, input_.stride, rows,
+                    input_products(v));
+      }
     }
   }
+
+  void multiply_input_by_tiles(int64_t step, int64_t active) {
+    const Input& input = p_.input;
+    const InputPanels size = input_panels(input, G, vectors(p_.D, W), W, sizeof(E), true);
+    const char* const panels = static_cast<const char*>(job_.input_panels);
+    SplitRows split_rows(x_, input_.rows, input.I, kParts);
+    bool large = false;
+    const int64_t rows = for_each_input(step, active, [&](int64_t i, const Storage* x) {
+      split_rows.set(i, x);
+      large = large || split_rows.is_large(i);
+    });
+    registers_.set(kStrip);
+    for (int64_t v = job_.begin; v < job_.end; ++v) {
+      multiply_input_tiles<G>(panels + v * size.vector, size, split_rows, rows, input_products(v));
+    }
+    if (job_.form != kTiles) registers_.release();  // nothing keeps them awake until the next products
+    const bool* const large_vectors = reinterpret_cast<const bool*>(panels + size.flags);
+    large = large || std::find(large_vectors + job_.begin, large_vectors + job_.end, true) != large_vectors + job_.end;
+    if (__builtin_expect(!large, 1)) return;
+    for_each_input(step, active, [&](int64_t i, const Storage* x) {
+      for (int64_t v = job_.begin; v < job_.end; ++v) {
+        if (!split_rows.is_large(i) && !large_vectors[v]) continue;
+        E* const products = input_products(v) + i * G * W;
+        const E* const bias = reinterpret_cast<const E*>(panels + v * size.vector + size.bias);
+        multiply_once<Storage, G, 1>(p_, input.weight_ih, input.I, job_.k, job_.n, v, x, 0, products);
+        for (int g = 0; g < G; ++g) (V::load(products + g * W) + V::load(bias + g * W)).store(products + g * W);
+      }
+    });
+  }
+
+  // take(i, x) for each row x of the input that multiply_input() is about, i counted from 0. Returns how many.
+  template <class Take>
+  int64_t for_each_input(int64_t step, int64_t active, Take take) {
+    int64_t rows = 0;
+    for (int64_t last = step + input_.steps; step < last; ++step) {
+      while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
+      for (int64_t i = 0; i < active; ++i, ++rows) {
+        take(rows, static_cast<const Storage*>(p_.input.x) + place_.walk(job_.sequences[i]).row(step) * p_.input.I);
+      }
+    }
+    return rows;
+  }
+
+  // (rows, G, W) for the vector v of units.
+  E* input_products(int64_t v) { return x_ + input_.x + (v - job_.begin) * wx_vector_; }
 
   // Row `row`'s wx, or the next of the products of the input.
   const Storage* next_wx(int64_t row) {
     if constexpr (takes_input<Storage>) {
-      if (p_.input.I) return x_ + input_.x + taken_++ * G * W - job_.begin * wx_vector_;
+      if (p_.input.I) return input_products(0) + taken_++ * G * W;
     }
     return static_cast<const Storage*>(p_.wx) + place_.gates(row);
   }
@@ -114,7 +158,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     const char* panels = static_cast<const char*>(job_.panels);
     const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
     this->template multiply_tiles<G, 1>(panels + v * size.vector, large, active, [&](int64_t i, int) {
-      multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
+      multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
     });
   }
 
@@ -124,10 +168,10 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       const A* x = h + i * size_.stride;
       E* sums = sums_ + i * G * W;
       if (active - i >= 4) {
-        multiply_once<Storage, G, 4>(p_, job_.k, job_.n, v, x, size_.stride, sums);
+        multiply_once<Storage, G, 4>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
         i += 4;
       } else {
-        multiply_once<Storage, G, 1>(p_, job_.k, job_.n, v, x, size_.stride, sums);
+        multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
         i += 1;
       }
     }

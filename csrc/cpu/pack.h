@@ -125,7 +125,7 @@ void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64
   using E = Compute<Storage>;
   constexpr int W = kLanes<E>;
   const Input& input = p.input;
-  const int64_t size = (input.I + (input.bias ? 1 : 0)) * G * W;
+  const int64_t size = input_columns(input, false) * G * W;
   for (int64_t v = begin; v < end; ++v) {
     E* panel = static_cast<E*>(panels) + v * size;
     pack_rows<Storage, G>(p, input.weight_ih, input.I, k, n, v, panel);
@@ -138,29 +138,31 @@ void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64
   }
 }
 
-// Sums[rows][G][W] = h[rows][D_in] times the vector v of units of every gate, without a packed panel: what a matrix is
-// worth that is used once. The same sums, in the same order, as multiply() forms of the panel.
+// Sums[rows][G][W] = x[rows][inputs] times the vector v of units of every gate of a matrix (K, G, N, D, inputs), without
+// a packed panel: what a matrix is worth that is used once. The same sums, in the same order, as multiply() forms of the
+// panel.
 template <class Storage, int G, int MB, class A, class E>
-void multiply_once(const Problem& p, int64_t k, int64_t n, int64_t v, const A* h, int64_t ldh, E* sums) {
+void multiply_once(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v, const A* rows,
+                   int64_t stride, E* sums) {
   constexpr int W = kLanes<E>;
-  const int64_t D = p.D;
-  const int units = int(D - v * W < W ? D - v * W : W);
+  const int units = int(p.D - v * W < W ? p.D - v * W : W);
   for (int g = 0; g < G; ++g) {
+    const int64_t row = ((k * G + g) * p.N + n) * p.D + v * W;
     VecOf<Storage> acc[MB];
     for (int i = 0; i < MB; ++i) acc[i] = VecOf<Storage>(0);
-    for (int64_t in = 0; in < D; in += W) {
-      const int columns = int(D - in < W ? D - in : W);
+    for (int64_t in = 0; in < inputs; in += W) {
+      const int columns = int(inputs - in < W ? inputs - in : W);
       VecOf<Storage> x[W];
-      load_square(matrix<Storage, G>(p, k, g, n) + v * W * D + in, D, units, columns, x);
+      load_square(static_cast<const Storage*>(matrix) + row * inputs + in, inputs, units, columns, x);
       transpose(x, std::make_integer_sequence<int, W>());
       if constexpr (std::is_same_v<A, Pair>) {
         for (int j = 0; j < columns; j += 2) {
           const VecOf<Storage> both = side_by_side(x[j], x[j + 1]);
-          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(h[i * ldh + (in + j) / 2], both, acc[i]);
+          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(rows[i * stride + (in + j) / 2], both, acc[i]);
         }
       } else {
         for (int j = 0; j < columns; ++j) {
-          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(h[i * ldh + in + j], x[j], acc[i]);
+          for (int i = 0; i < MB; ++i) acc[i] = multiply_add(rows[i * stride + in + j], x[j], acc[i]);
         }
       }
     }

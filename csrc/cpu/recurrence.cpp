@@ -20,8 +20,8 @@ constexpr int64_t kLine = 64;
 // The most rows of a tile that meet a matrix of bfloat16 as such.
 constexpr int64_t kFewRows = 8;
 
-// The fewest units whose products are of the processor's tiles.
-constexpr int64_t kTiledUnits = 48;
+// The fewest units whose products are of the processor's tiles; and of an input, the fewest features.
+constexpr int64_t kTiledUnits = 48, kTiledInputs = 24;
 
 int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -81,13 +81,16 @@ class Call {
     pack_ = pass_.once && form_ != kTiles ? nullptr : pass_.pack[form_];
     panel_bytes_ = pack_ ? align(panel_bytes()) : 0;
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
+    input_tiled_ = kernel_.pack_input_tiles && is_for_tiles() && pass_.input.I >= kTiledInputs;
     const auto input_of = [&](int64_t rows) {
-      return input_buffers(pass_.input, rows, divide_up(vectors_, plan.team), kernel_.gates, kernel_.lanes, element);
+      return input_buffers(pass_.input, rows, divide_up(vectors_, plan.team), kernel_.gates, kernel_.lanes, element,
+                           input_tiled_);
     };
-    const InputBuffers input = input_of(tile_rows);
     // A tile with a sequence less may take a step more at a time.
-    const int64_t input_elements = std::max(input.elements(), input_of(std::max<int64_t>(tile_rows - 1, 1)).elements());
-    input_panel_bytes_ = align(pass_.input.I ? vectors_ * kernel_.lanes * input.columns * kernel_.gates * element : 0);
+    const int64_t input_elements =
+        std::max(input_of(tile_rows).elements(), input_of(std::max<int64_t>(tile_rows - 1, 1)).elements());
+    const InputPanels input = input_panels(pass_.input, kernel_.gates, vectors_, kernel_.lanes, element, input_tiled_);
+    input_panel_bytes_ = align(pass_.input.I ? input.all : 0);
     input_bytes_ = align(pass_.input.I ? input_elements * element : 0);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
@@ -119,7 +122,8 @@ class Call {
           if (pack_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
           if constexpr (std::is_same_v<Params, LayerParams>) {
             if (!pass_.input.I) continue;
-            kernel_.pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
+            const auto pack_input = input_tiled_ ? kernel_.pack_input_tiles : kernel_.pack_input;
+            pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
           }
         }
       }
@@ -146,10 +150,11 @@ class Call {
     return vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? kernel_.element_size : 2);
   }
 
+  // Not by who else is in the batch: sums by tiles are rounded in another way than others.
+  bool is_for_tiles() const { return p_.D >= kTiledUnits && p_.rows.T > 1; }
+
   Form choose_form(int64_t tile_rows) const {
-    // Not by who else is in the batch: sums by tiles are rounded in another way than others.
-    const bool tiled = pass_.pack[kTiles] && p_.D >= kTiledUnits && p_.rows.T > 1;
-    if (tiled && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
+    if (pass_.pack[kTiles] && is_for_tiles() && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
     // A mask would make h something that is not bfloat16.
     if (pass_.pack[kPairs] && !p_.h_mask) return kPairs;
     // To widen halves costs instructions, which pay where few rows share what is read.
@@ -182,7 +187,7 @@ class Call {
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  input_panels_ + head * input_panel_bytes_, shared_ + team * shared_bytes_, own, split_rows,
+                  input_panels_ + head * input_panel_bytes_, input_tiled_, shared_ + team * shared_bytes_, own, split_rows,
                   split_rows + split_bytes_});
   }
 
@@ -197,6 +202,7 @@ class Call {
   int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0;
   void* memory_ = nullptr;
   Form form_ = kWhole;
+  bool input_tiled_ = false;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;

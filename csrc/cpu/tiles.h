@@ -120,10 +120,13 @@ class TileRegisters {
   TileRegisters() = default;
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
-  ~TileRegisters() {
+  ~TileRegisters() { release(); }
+
+  void release() {
     if constexpr (kUsed) {
       if (rows_) asm volatile("tilerelease");
     }
+    rows_ = 0;
   }
 
   void set(int64_t rows) {

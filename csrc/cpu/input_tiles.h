@@ -1,0 +1,56 @@
+// The product of an input of float32 and its weights by AMX, for as many rows as a thread takes at a time.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/strips.h"
+
+namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
+namespace {
+
+// The weights of the input of vectors [begin, end) of units of head n: a strip of columns for each gate, then the bias.
+template <class Storage, int G>
+void pack_input_tiles(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  constexpr int W = kLanes<float>;
+  const Input& input = p.input;
+  const int64_t I = input.I;
+  const InputPanels size = input_panels(input, G, vectors(p.D, W), W, sizeof(float), true);
+  char* const bytes = static_cast<char*>(panels);
+  for (int64_t v = begin; v < end; ++v) {
+    char* const panel = bytes + v * size.vector;
+    const int units = int(std::min<int64_t>(p.D - v * W, W));
+    typename Words<W>::Whole found = {};
+    for (int g = 0; g < G; ++g) {
+      const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
+      const Storage* const rows = static_cast<const Storage*>(input.weight_ih) + unit * I;
+      pack_strip<true, false>(rows, I, 0, units, 0, I, tiles(I) * kTileDepth,
+                              reinterpret_cast<BFloat16*>(panel + g * size.strip), found);
+      const VecOf<Storage> bias = input.bias ? load(static_cast<const Storage*>(input.bias) + unit, units)
+                                             : VecOf<Storage>(0);
+      bias.store(reinterpret_cast<float*>(panel + size.bias) + g * W);
+    }
+    reinterpret_cast<bool*>(bytes + size.flags)[v] = any_large<W>(found);
+  }
+}
+
+// c[rows][G][W] = the split rows times the panel of one vector of units, plus its bias; c has room for whole blocks.
+template <int G>
+void multiply_input_tiles(const char* panel, const InputPanels& size, const SplitRows& x, int64_t rows, float* c) {
+  constexpr int W = kLanes<float>;
+  const int64_t columns = x.columns();
+  for (int64_t i = 0; i < rows; i += kBlock) {
+    const Strips some{x.numbers() + i * x.stride(), kStrip * x.stride(), kTileDepth, x.stride()};
+    for (int pair = 0; pair < G; pair += 2) {
+      // Of an odd number of gates the last but one is multiplied twice.
+      const int g = std::min(pair, G - 2);
+      const float* const bias = reinterpret_cast<const float*>(panel + size.bias) + g * W;
+      const auto* const strips = reinterpret_cast<const BFloat16*>(panel + g * size.strip);
+      multiply_block(some, packed_strips(strips, columns), columns, c + (i * G + g) * W, G * W, [&](auto sums) {
+        load_tile<sums>(bias + sums % 2 * W, 0);  // the same line for every row
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm_fused::cpu::XLSTM_FUSED_ISA

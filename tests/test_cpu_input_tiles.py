@@ -1,0 +1,79 @@
+"""The input product of wide float32 layers inside the CPU kernels, which AMX forms in tiles: by the best instruction
+set here."""
+
+import pytest
+import torch
+from inputs import two_steps, with_input
+from problems import LAYOUTS, RESETS, Problem
+from test_cpu import ISAS, assert_true, numbers_of_bfloat16, same_by_every_plan
+from test_cpu_from_input import LONG, no_row_is_few, through_cpu  # noqa: F401 (a fixture)
+from test_cpu_tiles import LARGE, as_it_was  # noqa: F401 (a fixture)
+from test_hostile_values import assert_same_kinds
+
+from xlstm_fused.backends import cpu
+from xlstm_fused.cells import CELLS
+from xlstm_fused.rows import Rows
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the cpu backend is not built")
+ALL = [*LAYOUTS, *LONG, "very long"]
+
+
+def problem_of(cell, layout, K, N, D, I, **options):
+    # A thread multiplies 256 rows at a time.
+    layout = Rows.dense(90, 7, True) if layout == "very long" else LONG[layout]() if layout in LONG else layout
+    return with_input(Problem.random(cell, layout, K, N, D, dtype=torch.float32, **options), I)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("layout, reset", [(layout, RESETS[i % len(RESETS)]) for i, layout in enumerate(ALL)])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("K, N, D, I, masked", ((1, 1, 48, 24, False), (1, 2, 65, 33, True), (2, 1, 50, 64, False)))
+def test_values_and_gradients(cell, layout, reset, K, N, D, I, masked):
+    problem = problem_of(cell, layout, K, N, D, I, reset=reset, masked=masked)
+    if masked:
+        del problem.tensors["bias"]
+    assert_true(problem, through_cpu, two_steps)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("layout", ("lengths", "long", "very long"))
+def test_beside_a_recurrent_matrix_in_tiles(layout):
+    """Both use the processor's tiles, for rows of different numbers."""
+    assert_true(numbers_of_bfloat16(problem_of("lstm", layout, 1, 1, 70, 40)), through_cpu, two_steps)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_does_not_see_its_batch(cell):
+    """However the work is split, whoever else is in the batch."""
+    T, B, b = 40, 35, 20
+    problem = with_input(Problem.random(cell, Rows.dense(T, B, False), D=70, dtype=torch.float32), 50)
+    plans = (1, 1, 1), (1, 1, 2), (2, 2, 1), (3, 3, 4), (3, 1, 35)
+    output = same_by_every_plan(problem, plans, through_cpu)["output"]
+    cpu.forced_plan = None
+    alone = with_input(Problem.random(cell, Rows.dense(T, 1, False), D=70, dtype=torch.float32), 50)
+    alone.tensors = {name: value[b::B].clone() if name == "x" else value[..., b:b + 1, :, :].clone()
+                     if name in ("h0", "s0") else value for name, value in problem.tensors.items()}
+    assert torch.equal(alone.run(through_cpu)[0]["output"], output[b::B])
+
+
+@pytest.mark.parametrize("where", ("x", "weight_ih", "bias"))
+@pytest.mark.parametrize("value", LARGE)
+@pytest.mark.parametrize("cell", CELLS)
+def test_large_numbers_and_none_go_where_they_go_by_portable_code(cell, value, where):
+    """To the same places of the results and the gradients, and to no other sequence."""
+    problem = with_input(Problem.random(cell, Rows.dense(3, 18, True), D=70, dtype=torch.float32), 45)
+    tensor = problem.tensors[where]
+    tensor.view(-1)[tensor.numel() // 3] = LARGE[value]
+    values, gradients = problem.run(through_cpu)
+    cpu.forced_isa = "portable"
+    expected_values, expected = problem.run(through_cpu)
+    for name, want in (expected_values | expected).items():
+        assert_same_kinds((values | gradients)[name], want, name)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("B, tiles", ((257, None), (257, 2), (258, 4), (67, 5)))
+def test_tiles_of_the_batch_of_which_the_last_have_a_sequence_less(B, tiles):
+    """And take more steps at a time."""
+    cpu.forced_plan = tiles and (1, 1, tiles)
+    assert_true(problem_of("lstm", Rows.dense(5, B, True), 1, 1, 50, 30), through_cpu, two_steps)
