@@ -1,4 +1,4 @@
-"""Where the time of one of our calls goes: its matrix products, its kernels, and the rest."""
+"""Where the time of one of our calls goes: its matrix products, its kernels and what happens in them, and the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from xlstm_fused.backends import load
+from xlstm_fused.backends import cpu, load
 
 from .cases import SUITES, Case, select
 from .contestants import roster
@@ -39,12 +39,16 @@ def part_of(names: list[str]) -> str:
 
 
 @contextmanager
-def recorded(backend: ModuleType) -> Iterator[None]:
-    """The backend's functions as events of the profile, as which the dispatcher records only some calls of them."""
+def recorded(backend: ModuleType) -> Iterator[dict[str, torch.Tensor]]:
+    """The backend's functions as events of the profile, as which the dispatcher records only some calls of them. Gives,
+    for each kernel of the cpu backend, the seconds of its phases, summed over threads."""
     functions = {name: getattr(backend, name) for name in KERNELS if hasattr(backend, name)}
+    phases: dict[str, torch.Tensor] = {}
 
     def record(name: str, function: Callable) -> Callable:
         def run(*arguments):
+            if backend is cpu:
+                cpu.seconds = phases.setdefault(KERNELS[name], torch.zeros(len(cpu._cpu.phases()), dtype=torch.float64))
             with record_function(PREFIX + name):
                 return function(*arguments)
         return run
@@ -52,8 +56,9 @@ def recorded(backend: ModuleType) -> Iterator[None]:
     try:
         for name, function in functions.items():
             setattr(backend, name, record(name, function))
-        yield
+        yield phases
     finally:
+        cpu.seconds = None
         for name, function in functions.items():
             setattr(backend, name, function)
 
@@ -72,8 +77,10 @@ def split(events: Iterable, calls: int) -> dict[str, float]:
     return parts
 
 
-def measure(case: Case, mode: str, precision: str, threads: int) -> tuple[float, dict[str, float]] | None:
-    """Milliseconds of a call without the profiler, and of its parts with it; None if no fused backend runs the case."""
+def measure(case: Case, mode: str, precision: str,
+            threads: int) -> tuple[float, dict[str, float], dict[str, dict[str, float]]] | None:
+    """Milliseconds of a call without the profiler, of its parts with it, and of the phases of those that are kernels of
+    the cpu backend, the mean over threads; None if no fused backend runs the case."""
     torch.set_num_threads(threads)
     ours = next((each for each in roster("cpu") if each.is_ours and each.reason(case, precision) is None), None)
     if ours is None:
@@ -83,10 +90,13 @@ def measure(case: Case, mode: str, precision: str, threads: int) -> tuple[float,
     seconds = clock.estimate(run)
     calls = max(3, min(200, round(0.5 / seconds)))
     total = clock.block(run, calls, 0)[0]
-    with recorded(load(ours.name.split()[-1])), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with (recorded(load(ours.name.split()[-1])) as seconds,
+          profile(activities=[ProfilerActivity.CPU]) as profiler):
         for _ in range(calls):
             run()
-    return total, split(profiler.events(), calls)
+    phases = {kernel: dict(zip(cpu._cpu.phases(), (1e3 / calls / threads * each).tolist()))
+              for kernel, each in seconds.items() if each.any()}
+    return total, split(profiler.events(), calls), phases
 
 
 def run(name: str, options: Options, terminal: Console) -> int:
@@ -106,15 +116,20 @@ def run(name: str, options: Options, terminal: Console) -> int:
     return 0
 
 
-def show(title: str, total: float, parts: dict[str, float]) -> Table:
-    """The rest is what no part explains: Python, autograd, dispatch; the profiler makes parts of many short operators
-    seem longer than they are, so it may come out below zero and is then none."""
+def show(title: str, total: float, parts: dict[str, float], phases: dict[str, dict[str, float]]) -> Table:
+    """What a kernel takes beyond its phases is memory for its results, the start of its threads, and Python's part of
+    the call. The rest is what no part explains: Python, autograd, dispatch; the profiler makes parts of many short
+    operators seem longer than they are, so it may come out below zero and is then none."""
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
     rest = max(0.0, total - sum(parts.values()))
     for name, value in (*parts.items(), ("rest: Python, autograd, dispatch", rest), ("whole call", total)):
-        if value:
-            table.add_row(name, f"{value:.3f}", f"{value / total:.1%}")
+        if not value:
+            continue
+        table.add_row(name, f"{value:.3f}", f"{value / total:.1%}")
+        for phase, ms in phases.get(name, {}).items():
+            if ms:
+                table.add_row(f"  {phase}", f"{ms:.3f}", f"{ms / total:.1%}")
     return table

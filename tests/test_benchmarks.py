@@ -32,6 +32,7 @@ from benchmarks.cases import Case  # noqa: E402
 from benchmarks.contestants import Contestant, nn_lstm, roster, truth  # noqa: E402
 from benchmarks.problem import LIMITS, Problem, worst_error  # noqa: E402
 from benchmarks.records import Record, Spread, append, case_fields, load  # noqa: E402
+from xlstm_fused.backends import cpu  # noqa: E402
 from xlstm_fused.cells import CELLS  # noqa: E402
 
 
@@ -348,9 +349,16 @@ def test_breakdown_adds_up_what_operators_belong_to():
         measured = breakdown.measure(Case(3, 7, 4, 8), mode, precision, 1)
         if measured is None:
             pytest.skip("no fused backend for the CPU here")
-        total, parts = measured
+        total, parts, phases = measured
         assert total > 0
+        kernels = {breakdown.LAYER, breakdown.FORWARD, breakdown.BACKWARD}
+        assert set(phases) == expected & kernels
+        for kernel, each in phases.items():
+            assert set(each) == set(cpu._cpu.phases()) and 0 < sum(each.values()) <= 1.5 * parts[kernel]
+            assert each["recurrent product"] > 0 and each["cell"] > 0
+            assert (each["input product"] > 0) == (kernel == breakdown.LAYER)
         assert {name for name, ms in parts.items() if ms > 0} - {breakdown.COPIES} == expected
+    assert cpu.seconds is None
 
 
 def test_denormals_says_a_ratio_for_every_cell(capsys, monkeypatch):

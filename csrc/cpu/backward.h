@@ -1,6 +1,8 @@
 // The backward pass of one job: it walks the forward pass's steps in reverse.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/pack.h"
 #include "cpu/pack_tiles.h"
 #include "cpu/step.h"
@@ -15,7 +17,7 @@ template <class Cell, class Storage>
 class Backward : Pass<Cell, Storage, BackwardParams> {
   using Base = Pass<Cell, Storage, BackwardParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::registers_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::watch_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -41,15 +43,21 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       while (active < job_.count && place_.walk(job_.sequences[active]).length > step) ++active;
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       E* dpre = exchange_ + step % 2 * size_.exchange;
+      watch_.to(kCell);
       for (int64_t i = 0; i < active; ++i) {
+        const Ahead ahead = ahead_of(i, step);
         for (int64_t v = job_.begin; v < job_.end; ++v) {
+          fetch(ahead, v * W);
           pointwise(i, v * W, dpre);
           registers_.keep_awake();
         }
       }
+      watch_.to(kWaiting);
       if (!job_.goes_on()) return;
+      watch_.to(kRecurrentProduct);
       this->split(dpre, active);
       for (int64_t v = job_.begin; v < job_.end; v += kGroup) pull_back(v, active, dpre);
+      watch_.to(kOther);
     }
     for (int64_t i = 0; i < job_.count; ++i) finish(i);
   }
@@ -89,6 +97,28 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
                   place_.row_plane()};
     }
     return c;
+  }
+
+  // Where a row's next step, which is the one before in its sequence, reads.
+  struct Ahead {
+    const Storage *pre, *d_output;
+    const E* before;
+  };
+
+  Ahead ahead_of(int64_t i, int64_t step) const {
+    const Walk walk = place_.walk(job_.sequences[i]);
+    const int64_t row = walk.row(std::max<int64_t>(step - 1, 0)), before = walk.row(std::max<int64_t>(step - 2, 0));
+    return {static_cast<const Storage*>(p_.pre) + place_.gates(row),
+            at(static_cast<const Storage*>(p_.d_output), place_.row_state(row)),
+            static_cast<const E*>(p_.states) + place_.row_state(before)};
+  }
+
+  // Into the cache what a row's next step reads of the units from u. That is memory in more places at a time than a
+  // processor fetches ahead of by itself.
+  XF_HD void fetch(const Ahead& ahead, int64_t u) const {
+    for (int g = 0; g < G; ++g) __builtin_prefetch(ahead.pre + g * place_.gate_stride() + u);
+    for (int j = 1; j < S; ++j) __builtin_prefetch(ahead.before + (j - 1) * place_.row_plane() + u);
+    if (ahead.d_output) __builtin_prefetch(ahead.d_output + u);
   }
 
   // Row i's units from u: gradients of pre and, but for the path through the product, of the state before.
@@ -156,7 +186,9 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
 
   template <int NV>
   void pull_back_group(int64_t v, int64_t active, const E* dpre) {
+    watch_.to(kRecurrentProduct);
     multiply_panel<NV>(v, active, dpre);
+    watch_.to(kCell);
     for (int64_t i = 0; i < active; ++i) {
       for (int j = 0; j < NV; ++j) keep_h(i, (v + j) * W, V::load(sums_ + (i * NV + j) * W));
     }

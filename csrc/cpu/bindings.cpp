@@ -77,32 +77,33 @@ void without_lock(Work work) {
 }
 
 template <class Params>
-void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)()), const Params& p, const Kernel& kernel,
-         const Shape& shape, int threads, const PlanArgument& forced) {
+void run(bool (*pass)(const Params&, const Kernel&, const Plan&, bool (*)(), double*), const Params& p,
+         const Kernel& kernel, const Shape& shape, int threads, const PlanArgument& forced, uintptr_t seconds) {
   const Plan plan = choose_plan(shape, threads, forced);
   bool (*const asked)() = asked_by(shape, plan);
   bool stopped = false;
-  without_lock([&] { stopped = pass(p, kernel, plan, asked); });
+  without_lock([&] { stopped = pass(p, kernel, plan, asked, reinterpret_cast<double*>(seconds)); });
   if (stopped) throw py::error_already_set();
 }
 
 void forward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
-             const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays, const py::tuple& input) {
+             const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays, const py::tuple& input,
+             uintptr_t seconds) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
   const LayerParams p{forward_params(problem, arrays), input_of(input)};
   check(p, {kernel.gates, kernel.states}, p.input);
   require_at_least(1, "threads", threads);
   if (p.input.I > 0 && !kernel.pack_input) throw std::invalid_argument("input: expected none for " + dtype);
-  run(recurrence_fwd, p, kernel, shape_of(p, kernel, p.input.I), threads, forced);
+  run(recurrence_fwd, p, kernel, shape_of(p, kernel, p.input.I), threads, forced, seconds);
 }
 
 void backward(const std::string& cell, const std::string& dtype, const std::string& isa, int threads,
-              const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays) {
+              const PlanArgument& forced, const py::tuple& problem, const py::tuple& arrays, uintptr_t seconds) {
   const Kernel& kernel = find_kernel(isa, cell, dtype);
   const BackwardParams p = backward_params(problem, arrays);
   check(p, {kernel.gates, kernel.states});
   require_at_least(1, "threads", threads);
-  run(recurrence_bwd, p, kernel, shape_of(p, kernel), threads, forced);
+  run(recurrence_bwd, p, kernel, shape_of(p, kernel), threads, forced, seconds);
 }
 
 // (address, stride, along_sum) of a factor with so many numbers along the sum and across it.
@@ -128,6 +129,12 @@ bool product(const std::string& isa, int threads, const std::tuple<int64_t, int6
   bool done = false;
   without_lock([&] { done = matrix_product(given, multiply, std::min<int64_t>(threads, kMaxThreads)); });
   return done;
+}
+
+py::list phases() {
+  py::list names;
+  for (const char* name : kPhaseNames) names.append(name);
+  return names;
 }
 
 py::list cells() {
@@ -179,16 +186,19 @@ PYBIND11_MODULE(_cpu, module) {
 #define ARGUMENTS \
   py::arg("cell"), py::arg("dtype"), py::arg("isa"), py::arg("threads"), py::arg("plan"), py::arg("problem"), \
       py::arg("arrays")
-  module.def("forward", &forward, ARGUMENTS, py::arg("input"),
+  module.def("forward", &forward, ARGUMENTS, py::arg("input"), py::arg("seconds") = 0,
              "One recurrence: the fields of Problem, then the others of ForwardParams, in csrc/params.h; and those of "
-             "Input, all 0 where there is wx.");
-  module.def("backward", &backward, ARGUMENTS,
-             "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams.");
+             "Input, all 0 where there is wx. To float64 numbers at `seconds`, if that is not 0, it adds what its phases "
+             "take, summed over threads.");
+  module.def("backward", &backward, ARGUMENTS, py::arg("seconds") = 0,
+             "The gradients of one recurrence: the fields of Problem, then the others of BackwardParams; `seconds` as "
+             "in forward.");
 #undef ARGUMENTS
   module.def("product", &product, py::arg("isa"), py::arg("threads"), py::arg("sizes"), py::arg("a"), py::arg("b"),
              py::arg("c"),
              "c (M, N) = a b of float32 for sizes (M, N, K), factors as (address, stride, whether numbers lie side by "
              "side along K). False where torch's product is the better one; c is then not to be used.");
+  module.def("phases", &phases, "The names of what `seconds` has a number for each of.");
   module.def("cells", &cells, "The cells that there are kernels for.");
   module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");
   module.def("missing_isas", &missing_isas, "The other instruction sets -> why their kernels do not run here.");

@@ -19,7 +19,7 @@ template <class Cell, class Storage, bool kSave>
 class Forward : Pass<Cell, Storage, LayerParams> {
   using Base = Pass<Cell, Storage, LayerParams>;
   using Base::G, Base::S, Base::W, Base::p_, Base::job_, Base::place_, Base::size_, Base::exchange_, Base::carry_,
-      Base::sums_, Base::registers_, Base::lanes, Base::in;
+      Base::sums_, Base::registers_, Base::watch_, Base::lanes, Base::in;
   using typename Base::E, typename Base::V;
 
  public:
@@ -48,19 +48,28 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     for (int64_t step = 0;; ++step) {
       while (active > 0 && place_.walk(job_.sequences[active - 1]).length <= step) --active;
       if (active == 0) break;
+      watch_.to(kWaiting);
       if (!job_.goes_on()) return;
-      if (p_.input.I && step % input_.steps == 0) multiply_input(step, active);
+      if (p_.input.I && step % input_.steps == 0) {
+        watch_.to(kInputProduct);
+        multiply_input(step, active);
+      }
+      watch_.to(kOther);
       for (int64_t i = 0; i < active; ++i) cursors_[i] = cursor(i, step);
       const E* h = exchange_ + step % 2 * size_.exchange;
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
+      watch_.to(kRecurrentProduct);
       this->split(h, active);
       for (int64_t v = job_.begin; v < job_.end; ++v) {
+        watch_.to(kRecurrentProduct);
         product(v, active, h);
+        watch_.to(kCell);
         for (int64_t i = 0; i < active; ++i) {
           advance(i, v, next_h);
           registers_.keep_awake();
         }
       }
+      watch_.to(kOther);
     }
   }
 
@@ -222,9 +231,19 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     next[0] = rounded<Storage>(next[0]);
     store(row.output + u, next[0], n);
     if constexpr (kSave) store_others<E>(row.states + u, place_.row_plane(), n, next);
+    expect_stores(row, u + W);
     if (row.last) return finish(row.b, u, next);
     if (row.cut) load_state(row.replacement, u, n, next);
     keep(i, u, next, row.mask, next_h);
+  }
+
+  // Into the cache, while the product of the next vector of units is formed, the memory that its results are going to.
+  XF_HD void expect_stores(const Cursor& row, int64_t u) {
+    __builtin_prefetch(row.output + u, 1);
+    if constexpr (kSave) {
+      for (int g = 0; g < G; ++g) __builtin_prefetch(row.pre + g * place_.gate_stride() + u, 1);
+      for (int j = 1; j < S; ++j) __builtin_prefetch(row.states + (j - 1) * place_.row_plane() + u, 1);
+    }
   }
 
   // The state for the next step.

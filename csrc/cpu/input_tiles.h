@@ -27,7 +27,7 @@ void pack_input_tiles(const LayerParams& p, int64_t k, int64_t n, int64_t begin,
                               reinterpret_cast<BFloat16*>(panel + g * size.strip), found);
       const VecOf<Storage> bias = input.bias ? load(static_cast<const Storage*>(input.bias) + unit, units)
                                              : VecOf<Storage>(0);
-      bias.store(reinterpret_cast<float*>(panel + size.bias) + g * W);
+      bias.store(static_cast<float*>(static_cast<void*>(panel + size.bias)) + g * W);
     }
     reinterpret_cast<bool*>(bytes + size.flags)[v] = any_large<W>(found);
   }
@@ -43,7 +43,7 @@ void multiply_input_tiles(const char* panel, const InputPanels& size, const Spli
     for (int pair = 0; pair < G; pair += 2) {
       // Of an odd number of gates the last but one is multiplied twice.
       const int g = std::min(pair, G - 2);
-      const float* const bias = reinterpret_cast<const float*>(panel + size.bias) + g * W;
+      const float* const bias = static_cast<const float*>(static_cast<const void*>(panel + size.bias)) + g * W;
       const auto* const strips = reinterpret_cast<const BFloat16*>(panel + g * size.strip);
       multiply_block(some, packed_strips(strips, columns), columns, c + (i * G + g) * W, G * W, [&](auto sums) {
         load_tile<sums>(bias + sums % 2 * W, 0);  // the same line for every row

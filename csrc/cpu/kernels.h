@@ -7,6 +7,7 @@
 #include "cells/cells.h"
 #include "cpu/barrier.h"
 #include "cpu/matrix_product.h"
+#include "cpu/stopwatch.h"
 #include "params.h"
 
 namespace xlstm_fused::cpu {
@@ -37,6 +38,7 @@ struct Job {
   void* own;           // (own_bytes,) of this thread
   void* split_rows;    // (split_rows_bytes,) of this thread, if the form is kTiles
   void* input;         // (InputBuffers,) of this thread, if there is an input
+  Seconds* seconds;    // of this thread; nullptr: nobody measures
 
   // Called once per step, by all threads of the job at the same place: whether it goes on.
   XF_HD bool goes_on() const {

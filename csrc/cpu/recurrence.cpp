@@ -64,15 +64,21 @@ template <class Params>
 class Call {
  public:
   Call(const Params& params, const Kernel& kernel, const Pass& pass, void (*body)(const Params&, const Job&),
-       Stop& stop)
-      : p_(params), kernel_(kernel), pass_(pass), body_(body), stop_(stop) {}
+       Stop& stop, double* seconds)
+      : p_(params), kernel_(kernel), pass_(pass), body_(body), stop_(stop), target_(seconds) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-  ~Call() { std::free(memory_); }
+  ~Call() {
+    std::free(memory_);
+    for (const Seconds& each : seconds_) {
+      for (int phase = 0; phase < kPhases; ++phase) target_[phase] += each.of[phase];
+    }
+  }
 
   // One allocation: packed matrix, barriers, buffers of the teams, buffers of the threads.
   void prepare(const Plan& plan) {
     plan_ = plan;
+    if (target_) seconds_.resize(plan.threads);
     const int64_t heads = p_.K * p_.N, tile_rows = divide_up(p_.rows.B, plan.tiles);
     const int64_t element = kernel_.element_size;
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
@@ -112,6 +118,7 @@ class Call {
   // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
   void pack(int64_t thread) {
     if (!pack_ && !pass_.input.I) return;
+    Stopwatch watch(seconds_of(thread), kPacking);
     int64_t turn = 0;
     for (int64_t head = 0; head < p_.K * p_.N; ++head) {
       for (int64_t member = 0; member < plan_.team; ++member) {
@@ -133,6 +140,7 @@ class Call {
   void run(int64_t thread) {
     run_jobs(thread);
     __atomic_add_fetch(&finished_, 1, __ATOMIC_RELEASE);
+    Stopwatch watch(seconds_of(thread), kWaiting);
     // Others may have longer sequences, and only the calling thread can ask whether to stop.
     while (thread == 0 && __atomic_load_n(&finished_, __ATOMIC_ACQUIRE) < plan_.threads) {
       stop_.look();
@@ -141,6 +149,8 @@ class Call {
   }
 
  private:
+  Seconds* seconds_of(int64_t thread) { return target_ ? &seconds_[thread] : nullptr; }
+
   int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + input_bytes_; }
 
   // Of one head.
@@ -188,7 +198,7 @@ class Call {
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
                   input_panels_ + head * input_panel_bytes_, input_tiled_, shared_ + team * shared_bytes_, own, split_rows,
-                  split_rows + split_bytes_});
+                  split_rows + split_bytes_, seconds_of(thread)});
   }
 
   const Params& p_;
@@ -196,6 +206,8 @@ class Call {
   const Pass pass_;
   void (*const body_)(const Params&, const Job&);
   Stop& stop_;
+  double* const target_;  // (kPhases,), to which the seconds of all threads are added at the end; may be nullptr
+  std::vector<Seconds> seconds_;  // of each thread
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
@@ -268,7 +280,8 @@ Shape shape_of(const Problem& p, const Kernel& kernel, int64_t inputs) {
 
 bool is_long(const Shape& shape, const Plan& plan) { return shape.B > 0 && total_cost(shape, plan) > kLong; }
 
-bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
+bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)(),
+                    double* seconds) {
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel, params.input.I);
   // Packing costs about as much as a step of a few rows.
@@ -276,18 +289,19 @@ bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan&
   Stop stop(asked, look_every(shape, plan));
   Pass pass{params.D, kernel.states, once, params.input, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].fwd;
-  Call<LayerParams> call(params, kernel, pass, kernel.forward, stop);
+  Call<LayerParams> call(params, kernel, pass, kernel.forward, stop, seconds);
   execute(call, shape, plan);
   return stop.requested();
 }
 
-bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)()) {
+bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)(),
+                    double* seconds) {
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   Stop stop(asked, look_every(shape, plan));
   Pass pass{kernel.gates * params.D, 2 * kernel.states, false, {}, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].bwd;
-  Call<BackwardParams> call(params, kernel, pass, kernel.backward, stop);
+  Call<BackwardParams> call(params, kernel, pass, kernel.backward, stop, seconds);
   execute(call, shape, plan);
   return stop.requested();
 }

@@ -1,15 +1,8 @@
 #include "cpu/stop.h"
 
-#include <chrono>
+#include "cpu/clock.h"
 
 namespace xlstm_fused::cpu {
-namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 Stop::Stop(bool (*asked)(), int64_t every)
     : asked_(asked), every_(asked ? every : INT64_MAX), left_(every_), next_(asked ? now() + kSeconds : 0) {}

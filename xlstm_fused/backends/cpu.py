@@ -38,6 +38,10 @@ forced_isa = ""
 forced_plan: tuple[int, int, int] | None = None
 """For tests: ``(threads, threads in a team, tiles of the batch)`` instead of what the extension would choose."""
 
+seconds: Tensor | None = None
+"""For benchmarks: float64, one number for each of ``_cpu.phases()``, to which kernels add the seconds that these take,
+summed over threads."""
+
 _FEW_ROWS = 16
 """Fewer rows than this of an input are not worth a copy of its weights."""
 
@@ -140,6 +144,10 @@ def _sizes(weight_shape: torch.Size, dtype: torch.dtype, P: int, B: int, cell: s
                   (K, B, N, D), (others, K, B, N, D))
 
 
+def _seconds() -> int:
+    return 0 if seconds is None else _address("seconds", seconds, (len(_cpu.phases()),), torch.float64)
+
+
 def _new(shape: tuple[int, ...], dtype: torch.dtype, rows: Rows) -> Tensor:
     """A tensor over rows: of zeros where some rows may be padding, which no kernel touches."""
     return torch.zeros(shape, dtype=dtype) if rows.has_padding else torch.empty(shape, dtype=dtype)
@@ -162,7 +170,8 @@ def _run(save: bool, wx: Tensor | None, input: _Input | None, weight_hh: Tensor,
     h_n, s_n = torch.empty(sizes.h0, dtype=sizes.storage), torch.empty(sizes.s0, dtype=sizes.state)
     saved = (_new(sizes.gates, sizes.storage, rows), _new(sizes.states, sizes.state, rows)) if save else ()
     pre, states = (value.data_ptr() for value in saved) if save else (0, 0)
-    _cpu.forward(*problem, (wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states), fields)
+    arrays = wx_address, output.data_ptr(), h_n.data_ptr(), s_n.data_ptr(), pre, states
+    _cpu.forward(*problem, arrays, fields, _seconds())
     return output, h_n, s_n, *saved
 
 
@@ -239,7 +248,8 @@ def backward(weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None, reset: Ten
     dreset_h = _reset_gradient(reset_h, sizes.storage)
     dreset_s = _reset_gradient(reset_s, sizes.state)
     results = dpre, dh0, ds0, dreset_h, dreset_s
-    _cpu.backward(*problem, (*(_address(*each) for each in given), *(each.data_ptr() for each in results)))
+    _cpu.backward(*problem, (*(_address(*each) for each in given), *(each.data_ptr() for each in results)),
+                  _seconds())
     return results
 
 
