@@ -231,14 +231,17 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     next[0] = rounded<Storage>(next[0]);
     store(row.output + u, next[0], n);
     if constexpr (kSave) store_others<E>(row.states + u, place_.row_plane(), n, next);
-    expect_stores(row, u + W);
+    fetch(row, u + W);
     if (row.last) return finish(row.b, u, next);
     if (row.cut) load_state(row.replacement, u, n, next);
     keep(i, u, next, row.mask, next_h);
   }
 
-  // Into the cache, while the product of the next vector of units is formed, the memory that its results are going to.
-  XF_HD void expect_stores(const Cursor& row, int64_t u) {
+  // Into the cache, while the product of the next vector of units is formed, the memory that its step reads and writes.
+  XF_HD void fetch(const Cursor& row, int64_t u) {
+    if (!p_.input.I) {
+      for (int g = 0; g < G; ++g) __builtin_prefetch(row.wx + g * wx_gate_ + u);
+    }
     __builtin_prefetch(row.output + u, 1);
     if constexpr (kSave) {
       for (int g = 0; g < G; ++g) __builtin_prefetch(row.pre + g * place_.gate_stride() + u, 1);
