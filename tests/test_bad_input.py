@@ -392,9 +392,11 @@ def test_values_on_a_device_are_not_read():
     """On ``meta``, whose values nothing can read, what is checked on the CPU by value passes: no check synchronises."""
     module, x = layer(device="meta"), X.to("meta")
     bad = torch.full((B,), -1, device="meta")
-    output, (h, c) = module(x, lengths=bad, reset=torch.full((T, B), 7, device="meta"))
-    assert output.shape == (T, B, H) and h.shape == c.shape == (1, B, H)
-    assert module(x[:, 0], cu_seqlens=bad)[0].shape == (T, H)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            output, (h, c) = module(x, lengths=bad, reset=torch.full((T, B), 7, device="meta"))
+            assert output.shape == (T, B, H) and h.shape == c.shape == (1, B, H)
+            assert module(x[:, 0], cu_seqlens=bad)[0].shape == (T, H)
 
 
 def test_lengths_on_the_cpu_are_checked_whatever_the_device():

@@ -387,7 +387,7 @@ def is_plain() -> bool:
 
 
 def _is_unseen(arguments: Iterable[Any]) -> bool:
-    """Whether a call is plain, and neither autograd nor a mode or a subclass of tensors has to know of it.
+    """Whether a call is plain, on tensors with values, and neither autograd nor a mode or a subclass has to know of it.
 
     What the dispatcher would come to may then be called at once: the detour takes as long as a step of a small layer.
     """
@@ -395,7 +395,8 @@ def _is_unseen(arguments: Iterable[Any]) -> bool:
         return False
     records = torch.is_grad_enabled()
     for value in arguments:
-        if isinstance(value, Tensor) and (type(value) not in (Tensor, Parameter) or records and value.requires_grad):
+        if isinstance(value, Tensor) and (type(value) not in (Tensor, Parameter) or value.is_meta
+                                          or records and value.requires_grad):
             return False
     return True
 

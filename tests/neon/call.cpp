@@ -46,10 +46,10 @@ int main() {
   char* const* a = at.data() + kProblem;
   if (request.backward) {
     recurrence_bwd({problem, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12]}, kernel,
-                   plan, nullptr);
+                   plan, nullptr, nullptr);
   } else {
     recurrence_fwd({{problem, a[0], a[1], a[2], a[3], a[4], a[5]}, {n[kProblem + 6], a[7], a[8], a[9]}}, kernel,
-                   plan, nullptr);
+                   plan, nullptr, nullptr);
   }
   for (int field = 0; field < kFields; ++field) {
     if (request.bytes[field] > 0) fwrite(at[field], 1, request.bytes[field], stdout);
