@@ -167,7 +167,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     const char* panels = static_cast<const char*>(job_.panels);
     const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
     this->template multiply_tiles<G, 1>(panels + v * size.vector, large, active, [&](int64_t i, int) {
-      multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h + i * size_.stride, size_.stride, sums_ + i * G * W);
+      multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h + i * size_.stride, size_.stride,
+                                   sums_ + i * G * W);
     });
   }
 

@@ -197,8 +197,8 @@ class Call {
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0,
                   plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  input_panels_ + head * input_panel_bytes_, input_tiled_, shared_ + team * shared_bytes_, own, split_rows,
-                  split_rows + split_bytes_, seconds_of(thread)});
+                  input_panels_ + head * input_panel_bytes_, input_tiled_, shared_ + team * shared_bytes_, own,
+                  split_rows, split_rows + split_bytes_, seconds_of(thread)});
   }
 
   const Params& p_;
@@ -206,7 +206,7 @@ class Call {
   const Pass pass_;
   void (*const body_)(const Params&, const Job&);
   Stop& stop_;
-  double* const target_;  // (kPhases,), to which the seconds of all threads are added at the end; may be nullptr
+  double* const target_;          // (kPhases,), to which the seconds of all threads are added in the end, or nullptr
   std::vector<Seconds> seconds_;  // of each thread
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;

@@ -14,8 +14,8 @@ bool is_long(const Shape& shape, const Plan& plan);
 
 // By the plan, or by the best one for as many threads as the OpenMP runtime gives where those are fewer. `asked`, which
 // may be nullptr, is called now and then from the calling thread; where it returned true, so do these, and the results
-// are not complete. To `seconds`, (kPhases,) or nullptr, those of all threads are added. Throw std::bad_alloc if there is
-// no memory for the packed matrices and the buffers.
+// are not complete. To `seconds`, (kPhases,) or nullptr, those of all threads are added. Throw std::bad_alloc if there
+// is no memory for the packed matrices and the buffers.
 bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)(),
                     double* seconds);
 bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Plan& plan, bool (*asked)(),

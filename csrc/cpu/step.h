@@ -88,7 +88,8 @@ class Pass {
   Pass(const Params& p, const Job& job, int64_t columns, int parts)
       : p_(p), job_(job), place_{p, job.k, job.n}, size_(buffers(job.count, columns, p.D, W, sizeof(E))),
         exchange_(static_cast<E*>(job.shared)), carry_(exchange_ + 2 * size_.exchange),
-        sums_(static_cast<E*>(job.own)), split_rows_(job.split_rows, job.count, columns, parts), watch_(job.seconds, kOther) {}
+        sums_(static_cast<E*>(job.own)), split_rows_(job.split_rows, job.count, columns, parts),
+        watch_(job.seconds, kOther) {}
 
   // Before the products of a step: the parts of their rows, if the matrix is in tiles.
   void split(const E* x, int64_t rows) {
