@@ -32,7 +32,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
   };
 
   Backward(const BackwardParams& p, const Job& job)
-      : Base(p, job, G * p.D, 3), resets_(carry_ + S * size_.plane),
+      : Base(p, job, G * p.D, kParts), resets_(carry_ + S * size_.plane),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * kGroup * W)) {}
 
   void run() {

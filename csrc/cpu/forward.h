@@ -36,7 +36,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   };
 
   Forward(const LayerParams& p, const Job& job)
-      : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : 3),
+      : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : kParts),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
         input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E), job.input_tiled)),
         x_(static_cast<E*>(job.input)),

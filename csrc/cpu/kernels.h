@@ -72,8 +72,11 @@ XF_HD TilePanels tile_panels(int64_t columns, int64_t outputs, int64_t vectors) 
   return {vector, vectors * vector, vectors * vector + vectors};
 }
 
-// Numbers of bfloat16 from one row to the next where rows of `columns` are in up to three parts.
-XF_HD int64_t split_stride(int64_t columns) { return row_stride(3 * kTileDepth * tiles(columns), 2); }
+// The numbers of bfloat16 whose sum is a float32.
+constexpr int kParts = 3;
+
+// Numbers of bfloat16 from one row to the next where rows of `columns` are in up to kParts parts.
+XF_HD int64_t split_stride(int64_t columns) { return row_stride(kParts * kTileDepth * tiles(columns), 2); }
 
 // Those rows, then for each whether its numbers are too large for tiles.
 XF_HD int64_t split_rows_bytes(int64_t rows, int64_t columns) { return rows * (split_stride(columns) * 2 + 1); }
@@ -98,8 +101,7 @@ XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, i
 // which are faster and read six bytes for a number, twice as many.
 constexpr int64_t kInputRows = 128;
 
-// Of float32 by tiles: the parts of each number, and the rows that are multiplied together.
-constexpr int kParts = 3;
+// Rows of float32 that are multiplied together by tiles.
 constexpr int64_t kBlockRows = 32;
 
 // What a thread with `vectors` vectors of units multiplies at a time, in elements of the compute type: x, then the

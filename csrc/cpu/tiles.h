@@ -77,7 +77,7 @@ class SplitRows {
 
   void set(int64_t i, const float* x) {
     BFloat16* row = numbers_ + i * stride_;
-    large_[i] = parts_ == 1 ? split_row<1>(x, columns_, row) : split_row<3>(x, columns_, row);
+    large_[i] = parts_ == 1 ? split_row<1>(x, columns_, row) : split_row<kParts>(x, columns_, row);
   }
 
   bool is_large(int64_t i) const { return large_[i]; }
@@ -195,7 +195,7 @@ void multiply_rows(Registers& registers, const BFloat16* panel, const SplitRows&
     const BFloat16* a = x.numbers() + row * x.stride();
     float* sums = c + row * NP * kLanes<float>;
     if (x.parts() == 1) multiply_tiles<NP, 1, Registers>(panel, depth, a, x.stride(), sums);
-    else multiply_tiles<NP, 3, Registers>(panel, depth, a, x.stride(), sums);
+    else multiply_tiles<NP, kParts, Registers>(panel, depth, a, x.stride(), sums);
   }
 }
 
