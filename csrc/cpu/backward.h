@@ -56,7 +56,7 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
       if (!job_.goes_on()) return;
       watch_.to(kRecurrentProduct);
       this->split(dpre, active);
-      for (int64_t v = job_.begin; v < job_.end; v += kGroup) pull_back(v, active, dpre);
+      this->back_and_forth(step, kGroup, [&](int64_t v, int64_t) { pull_back(v, active, dpre); });
       watch_.to(kOther);
     }
     for (int64_t i = 0; i < job_.count; ++i) finish(i);

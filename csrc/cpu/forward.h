@@ -60,15 +60,16 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       E* next_h = exchange_ + (step + 1) % 2 * size_.exchange;
       watch_.to(kRecurrentProduct);
       this->split(h, active);
-      for (int64_t v = job_.begin; v < job_.end; ++v) {
+      this->back_and_forth(step, 1, [&](int64_t v, int64_t next_v) {
         watch_.to(kRecurrentProduct);
         product(v, active, h);
         watch_.to(kCell);
         for (int64_t i = 0; i < active; ++i) {
           advance(i, v, next_h);
+          fetch(cursors_[i], next_v * W);
           registers_.keep_awake();
         }
-      }
+      });
       watch_.to(kOther);
     }
   }
@@ -232,7 +233,6 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     next[0] = rounded<Storage>(next[0]);
     store(row.output + u, next[0], n);
     if constexpr (kSave) store_others<E>(row.states + u, place_.row_plane(), n, next);
-    fetch(row, u + W);
     if (row.last) return finish(row.b, u, next);
     if (row.cut) load_state(row.replacement, u, n, next);
     keep(i, u, next, row.mask, next_h);

@@ -121,6 +121,17 @@ class Pass {
     }
     multiply<NP>(static_cast<const E*>(job_.panels) + index, columns, x, size_.stride, rows, sums_);
   }
+  // take(v, next) for this thread's vectors of units, or for the first ones of groups of `size` of them, in ascending
+  // order in every other step and in descending order in between: what of the matrix was read last in a step, and is in
+  // the cache still, is read first in the next.
+  template <class Take>
+  void back_and_forth(int64_t step, int64_t size, Take take) const {
+    const int64_t groups = (job_.end - job_.begin + size - 1) / size, last = groups - 1;
+    for (int64_t i = 0; i < groups; ++i) {
+      take(job_.begin + (step % 2 ? last - i : i) * size, job_.begin + (step % 2 ? last - i - 1 : i + 1) * size);
+    }
+  }
+
   // Units of the vector from u that exist.
   int lanes(int64_t u) const { return int(p_.D - u < W ? p_.D - u : W); }
   // Row i's units from u in one of the arrays of the state, such as carry_.
