@@ -59,9 +59,10 @@ def test_a_sequence_does_not_see_its_batch(cell):
 @pytest.mark.parametrize("where", ("x", "weight_ih", "bias"))
 @pytest.mark.parametrize("value", LARGE)
 @pytest.mark.parametrize("cell", CELLS)
-def test_large_numbers_and_none_go_where_they_go_by_portable_code(cell, value, where):
+@pytest.mark.parametrize("T", (3, 16))  # in one turn, whose weights are packed by and by, and in several
+def test_large_numbers_and_none_go_where_they_go_by_portable_code(cell, value, where, T):
     """To the same places of the results and the gradients, and to no other sequence."""
-    problem = with_input(Problem.random(cell, Rows.dense(3, 18, True), D=70, dtype=torch.float32), 45)
+    problem = with_input(Problem.random(cell, Rows.dense(T, 18, True), D=70, dtype=torch.float32), 45)
     tensor = problem.tensors[where]
     tensor.view(-1)[tensor.numel() // 3] = LARGE[value]
     values, gradients = problem.run(through_cpu)

@@ -207,7 +207,12 @@ class Backward : Pass<Cell, Storage, BackwardParams> {
         });
       }
     }
-    Base::template multiply_panel<NV>(v, G * p_.D, dpre, active);
+    if (!job_.once) return Base::template multiply_panel<NV>(v, G * p_.D, dpre, active);
+    E* const panel = static_cast<E*>(job_.panels);
+    watch_.to(kPacking);
+    pack_group<Storage, G>(p_, job_.k, job_.n, v, NV, panel);
+    watch_.to(kRecurrentProduct);
+    multiply<NV>(panel, G * p_.D, dpre, size_.stride, active, sums_);
   }
 
   XF_HD void keep_h(int64_t i, int64_t u, V dh) {

@@ -88,39 +88,68 @@ class Forward : Pass<Cell, Storage, LayerParams> {
         if (p_.input.bias) x_[i * input_.stride + I] = 1;
       });
       for (int64_t v = job_.begin; v < job_.end; ++v) {
-        multiply<G>(static_cast<const E*>(job_.input_panels) + v * columns * G * W, columns, x_, input_.stride, rows,
-                    input_products(v));
+        E* const products = input_products(v);
+        if (job_.input_once) input_product_once(v, columns, rows, products);
+        else multiply<G>(input_panel() + v * columns * G * W, columns, x_, input_.stride, rows, products);
       }
     }
   }
 
+  E* input_panel() const { return static_cast<E*>(job_.input_panels); }
+
+  // By weights that are not packed yet.
+  void input_product_once(int64_t v, int64_t columns, int64_t rows, E* products) {
+    if (rows > kUnpackedRows) {
+      watch_.to(kPacking);
+      pack_input_vector<Storage, G>(p_, job_.k, job_.n, v, input_panel());
+      watch_.to(kInputProduct);
+      return multiply<G>(input_panel(), columns, x_, input_.stride, rows, products);
+    }
+    product_unpacked(p_.input.weight_ih, p_.input.I, v, x_, input_.stride, rows, products);
+    if (!p_.input.bias) return;
+    E bias[G * W];
+    load_bias<Storage, G>(p_, job_.k, job_.n, v, bias);
+    for (int64_t i = 0; i < rows; ++i) add_bias(bias, products + i * G * W);
+  }
+
   void multiply_input_by_tiles(int64_t step, int64_t active) {
-    const Input& input = p_.input;
-    const InputPanels size = input_panels(input, G, vectors(p_.D, W), W, sizeof(E), true);
-    const char* const panels = static_cast<const char*>(job_.input_panels);
-    SplitRows split_rows(x_, input_.rows, input.I, kParts);
-    bool large = false;
+    const InputPanels size = input_panels(p_.input, G, vectors(p_.D, W), W, sizeof(E), true);
+    char* const panels = static_cast<char*>(job_.input_panels);
+    SplitRows split_rows(x_, input_.rows, p_.input.I, kParts);
+    bool large_row = false;
     const int64_t rows = for_each_input(step, active, [&](int64_t i, const Storage* x) {
       split_rows.set(i, x);
-      large = large || split_rows.is_large(i);
+      large_row = large_row || split_rows.is_large(i);
     });
     registers_.set(kStrip);
     for (int64_t v = job_.begin; v < job_.end; ++v) {
-      multiply_input_tiles<G>(panels + v * size.vector, size, split_rows, rows, input_products(v));
+      char* const panel = panels + (job_.input_once ? 0 : v * size.vector);
+      bool large;
+      if (job_.input_once) {
+        watch_.to(kPacking);
+        large = pack_tiled_input_vector<Storage, G>(p_, job_.k, job_.n, v, size, panel);
+        watch_.to(kInputProduct);
+      } else {
+        large = reinterpret_cast<const bool*>(panels + size.flags)[v];
+      }
+      multiply_input_tiles<G>(panel, size, split_rows, rows, input_products(v));
+      if (__builtin_expect(!large && !large_row, 1)) continue;
+      const E* const bias = reinterpret_cast<const E*>(panel + size.bias);
+      for_each_input(step, active, [&](int64_t i, const Storage* x) {
+        if (large || split_rows.is_large(i)) multiply_input_row(v, x, bias, input_products(v) + i * G * W);
+      });
     }
     if (job_.form != kTiles) registers_.release();  // nothing keeps them awake until the next products
-    const bool* const large_vectors = reinterpret_cast<const bool*>(panels + size.flags);
-    large = large || std::find(large_vectors + job_.begin, large_vectors + job_.end, true) != large_vectors + job_.end;
-    if (__builtin_expect(!large, 1)) return;
-    for_each_input(step, active, [&](int64_t i, const Storage* x) {
-      for (int64_t v = job_.begin; v < job_.end; ++v) {
-        if (!split_rows.is_large(i) && !large_vectors[v]) continue;
-        E* const products = input_products(v) + i * G * W;
-        const E* const bias = reinterpret_cast<const E*>(panels + v * size.vector + size.bias);
-        multiply_once<Storage, G, 1>(p_, input.weight_ih, input.I, job_.k, job_.n, v, x, 0, products);
-        for (int g = 0; g < G; ++g) (V::load(products + g * W) + V::load(bias + g * W)).store(products + g * W);
-      }
-    });
+  }
+
+  // What tiles are not for: in float32.
+  void multiply_input_row(int64_t v, const Storage* x, const E* bias, E* products) {
+    multiply_unpacked<Storage, G, 1>(p_, p_.input.weight_ih, p_.input.I, job_.k, job_.n, v, x, 0, products);
+    add_bias(bias, products);
+  }
+
+  void add_bias(const E* bias, E* products) {
+    for (int g = 0; g < G; ++g) (V::load(products + g * W) + V::load(bias + g * W)).store(products + g * W);
   }
 
   // take(i, x) for each row x of the input that multiply_input() is about, i counted from 0. Returns how many.
@@ -154,13 +183,13 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     if constexpr (has_pairs<Storage>) {
       if (job_.form == kPairs) {
         const Pair* x = reinterpret_cast<const Pair*>(h);
-        if (!job_.panels) return product_once(v, active, x);
+        if (job_.once) return product_once(v, pairs(p_.D), x, active);
         const Pair* panel = static_cast<const Pair*>(job_.panels) + v * pairs(p_.D) * G * W;
         return multiply<G>(panel, pairs(p_.D), x, size_.stride, active, sums_);
       }
     }
-    if (job_.panels) this->template multiply_panel<G>(v, p_.D, h, active);
-    else product_once(v, active, h);
+    if (job_.once) product_once(v, p_.D, h, active);
+    else this->template multiply_panel<G>(v, p_.D, h, active);
   }
 
   void product_of_tiles(int64_t v, int64_t active, const E* h) {
@@ -168,24 +197,33 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     const char* panels = static_cast<const char*>(job_.panels);
     const bool* large = reinterpret_cast<const bool*>(panels + size.flags) + v;
     this->template multiply_tiles<G, 1>(panels + v * size.vector, large, active, [&](int64_t i, int) {
-      multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h + i * size_.stride, size_.stride,
-                                   sums_ + i * G * W);
+      multiply_unpacked<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, h + i * size_.stride, size_.stride,
+                                       sums_ + i * G * W);
     });
   }
 
+  // sums = h times the vector v of units of the matrix, whose panels have `columns` numbers, or pairs, of each unit.
   template <class A>
-  void product_once(int64_t v, int64_t active, const A* h) {
-    for (int64_t i = 0; i < active;) {
-      const A* x = h + i * size_.stride;
-      E* sums = sums_ + i * G * W;
-      if (active - i >= 4) {
-        multiply_once<Storage, G, 4>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
-        i += 4;
-      } else {
-        multiply_once<Storage, G, 1>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, x, size_.stride, sums);
-        i += 1;
-      }
-    }
+  void product_once(int64_t v, int64_t columns, const A* h, int64_t rows) {
+    if (rows <= kUnpackedRows) return product_unpacked(p_.weight_hh, p_.D, v, h, size_.stride, rows, sums_);
+    A* const panel = static_cast<A*>(job_.panels);
+    watch_.to(kPacking);
+    pack_rows<Storage, G>(p_, p_.weight_hh, p_.D, job_.k, job_.n, v, panel);
+    watch_.to(kRecurrentProduct);
+    multiply<G>(panel, columns, h, size_.stride, rows, sums_);
+  }
+
+  // sums = x times the vector v of units of a matrix (K, G, N, D, inputs).
+  template <class A>
+  void product_unpacked(const void* matrix, int64_t inputs, int64_t v, const A* x, int64_t stride, int64_t rows,
+                        E* sums) {
+    const auto multiply = [&](auto count, int64_t i) {
+      multiply_unpacked<Storage, G, count>(p_, matrix, inputs, job_.k, job_.n, v, x + i * stride, stride,
+                                           sums + i * G * W);
+    };
+    int64_t i = 0;
+    for (; rows - i >= 4; i += 4) multiply(std::integral_constant<int, 4>(), i);
+    for (; i < rows; ++i) multiply(std::integral_constant<int, 1>(), i);
   }
 
   // The state before the first step; where there is no step, it is the final one.

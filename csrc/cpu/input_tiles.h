@@ -8,28 +8,36 @@
 namespace xlstm_fused::cpu::XLSTM_FUSED_ISA {
 namespace {
 
-// The weights of the input of vectors [begin, end) of units of head n: a strip of columns for each gate, then the bias.
+// The weights of the input of the vector v of units of head n, to a panel: a strip of columns for each gate, then the
+// bias. Returns whether there are numbers too large for tiles.
 template <class Storage, int G>
-void pack_input_tiles(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+bool pack_tiled_input_vector(const LayerParams& p, int64_t k, int64_t n, int64_t v, const InputPanels& size, char* panel) {
   constexpr int W = kLanes<float>;
   const Input& input = p.input;
   const int64_t I = input.I;
-  const InputPanels size = input_panels(input, G, vectors(p.D, W), W, sizeof(float), true);
+  const int units = int(std::min<int64_t>(p.D - v * W, W));
+  typename Words<W>::Whole found = {};
+  for (int g = 0; g < G; ++g) {
+    const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
+    const Storage* const rows = static_cast<const Storage*>(input.weight_ih) + unit * I;
+    pack_strip<true, false>(rows, I, 0, units, 0, I, tiles(I) * kTileDepth,
+                            reinterpret_cast<BFloat16*>(panel + g * size.strip), found);
+  }
+  float* const bias = reinterpret_cast<float*>(panel + size.bias);
+  if (input.bias) load_bias<Storage, G>(p, k, n, v, bias);
+  else std::fill_n(bias, G * W, 0.0f);
+  return any_large<W>(found);
+}
+
+// Those of vectors [begin, end), and their flags.
+template <class Storage, int G>
+void pack_tiled_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
+  constexpr int W = kLanes<float>;
+  const InputPanels size = input_panels(p.input, G, vectors(p.D, W), W, sizeof(float), true);
   char* const bytes = static_cast<char*>(panels);
   for (int64_t v = begin; v < end; ++v) {
-    char* const panel = bytes + v * size.vector;
-    const int units = int(std::min<int64_t>(p.D - v * W, W));
-    typename Words<W>::Whole found = {};
-    for (int g = 0; g < G; ++g) {
-      const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
-      const Storage* const rows = static_cast<const Storage*>(input.weight_ih) + unit * I;
-      pack_strip<true, false>(rows, I, 0, units, 0, I, tiles(I) * kTileDepth,
-                              reinterpret_cast<BFloat16*>(panel + g * size.strip), found);
-      const VecOf<Storage> bias = input.bias ? load(static_cast<const Storage*>(input.bias) + unit, units)
-                                             : VecOf<Storage>(0);
-      bias.store(static_cast<float*>(static_cast<void*>(panel + size.bias)) + g * W);
-    }
-    reinterpret_cast<bool*>(bytes + size.flags)[v] = any_large<W>(found);
+    reinterpret_cast<bool*>(bytes + size.flags)[v] =
+        pack_tiled_input_vector<Storage, G>(p, k, n, v, size, bytes + v * size.vector);
   }
 }
 

@@ -53,7 +53,7 @@ constexpr Kernel kernel() {
     set_packers<Storage, Cell::G>(result.pack);
     if constexpr (takes_input<Storage>) result.pack_input = pack_input<Storage, Cell::G>;
     if constexpr (takes_input<Storage> && has_tiles<Storage>) {
-      result.pack_input_tiles = pack_input_tiles<Storage, Cell::G>;
+      result.pack_input_tiles = pack_tiled_input<Storage, Cell::G>;
     }
     return result;
   }

@@ -30,9 +30,11 @@ struct Job {
   Stop* stop;          // of the call
   bool asks;           // whether this is the thread that made it
   Barrier* barrier;    // of the threads that share the job; nullptr where there is one
-  const void* panels;  // the head's matrix as packed; nullptr where it is used unpacked, by forward only
-  Form form;           // of the panels
-  const void* input_panels;  // the head's weights of the input as packed, if there is one
+  void* panels;              // the head's matrix as packed; if once, room of this thread for a group of its vectors
+  bool once;                 // whether it is used once, so that the kernel packs what it multiplies by next
+  Form form;                 // of the panels
+  void* input_panels;        // the head's weights of the input likewise, if there is one; if once, room for a vector
+  bool input_once;
   bool input_tiled;          // whether these are for tiles (input_tiles.h)
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
@@ -95,6 +97,9 @@ XF_HD Buffers buffers(int64_t rows, int64_t columns, int64_t D, int64_t lanes, i
   const int64_t stride = row_stride(columns, element_size);
   return {stride, rows * stride, rows * vectors(D, lanes) * lanes};
 }
+
+// The most rows that are multiplied by a matrix which is used once without a panel of it.
+constexpr int64_t kUnpackedRows = 4;
 
 // The fewest rows of an input to multiply by their weights at a time, several steps of them where a step has fewer: so
 // many that reading the weights is not what takes the time, and few enough for the products to stay in cache. By tiles,

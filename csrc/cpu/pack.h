@@ -119,31 +119,41 @@ void pack_fwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end
   }
 }
 
-// The same of the weights of the input, with the bias as those of one feature more.
+// The biases of the vector v of units of head n: (G, W).
+template <class Storage, int G>
+void load_bias(const LayerParams& p, int64_t k, int64_t n, int64_t v, Compute<Storage>* bias) {
+  constexpr int W = kLanes<Compute<Storage>>;
+  for (int g = 0; g < G; ++g) {
+    const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
+    const int units = int(p.D - v * W < W ? p.D - v * W : W);
+    load(static_cast<const Storage*>(p.input.bias) + unit, units).store(bias + g * W);
+  }
+}
+
+// The weights of the input likewise, with the bias as those of one feature more.
+template <class Storage, int G>
+void pack_input_vector(const LayerParams& p, int64_t k, int64_t n, int64_t v, Compute<Storage>* panel) {
+  const Input& input = p.input;
+  pack_rows<Storage, G>(p, input.weight_ih, input.I, k, n, v, panel);
+  if (input.bias) load_bias<Storage, G>(p, k, n, v, panel + input.I * G * kLanes<Compute<Storage>>);
+}
+
 template <class Storage, int G>
 void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   using E = Compute<Storage>;
   constexpr int W = kLanes<E>;
-  const Input& input = p.input;
-  const int64_t size = input_columns(input, false) * G * W;
+  const int64_t size = input_columns(p.input, false) * G * W;
   for (int64_t v = begin; v < end; ++v) {
-    E* panel = static_cast<E*>(panels) + v * size;
-    pack_rows<Storage, G>(p, input.weight_ih, input.I, k, n, v, panel);
-    if (!input.bias) continue;
-    for (int g = 0; g < G; ++g) {
-      const int64_t unit = ((k * G + g) * p.N + n) * p.D + v * W;
-      const int units = int(p.D - v * W < W ? p.D - v * W : W);
-      load(static_cast<const Storage*>(input.bias) + unit, units).store(panel + (input.I * G + g) * W);
-    }
+    pack_input_vector<Storage, G>(p, k, n, v, static_cast<E*>(panels) + v * size);
   }
 }
 
 // Sums[rows][G][W] = x[rows][inputs] times the vector v of units of every gate of a matrix (K, G, N, D, inputs), without
-// a packed panel: what a matrix is worth that is used once. The same sums, in the same order, as multiply() forms of the
-// panel.
+// a packed panel: what a matrix is worth that is used once, by few rows. The same sums, in the same order, as multiply()
+// forms of the panel.
 template <class Storage, int G, int MB, class A, class E>
-void multiply_once(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v, const A* rows,
-                   int64_t stride, E* sums) {
+void multiply_unpacked(const Problem& p, const void* matrix, int64_t inputs, int64_t k, int64_t n, int64_t v,
+                       const A* rows, int64_t stride, E* sums) {
   constexpr int W = kLanes<E>;
   const int units = int(p.D - v * W < W ? p.D - v * W : W);
   for (int g = 0; g < G; ++g) {
@@ -187,25 +197,30 @@ void pull_back_once(const Problem& p, int64_t k, int64_t n, int64_t v, const E* 
 
 XF_HD int64_t group_size(int64_t v, int64_t end) { return end - v < kGroup ? end - v : kGroup; }
 
-// Vectors [begin, end) of units of head n, in panels [G * D_out][group][W] of numbers N, whose outputs are the inputs
-// of the matrix.
+// The group of vectors of units of head n from v, to a panel [G * D_out][group][W] of numbers N, whose outputs are the
+// inputs of the matrix.
+template <class Storage, int G, class N>
+void pack_group(const Problem& p, int64_t k, int64_t n, int64_t v, int64_t group, N* panel) {
+  constexpr int W = kLanes<Compute<Storage>>;
+  const int64_t D = p.D;
+  for (int g = 0; g < G; ++g) {
+    const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
+    for (int64_t out = 0; out < D; ++out) {
+      for (int64_t i = 0; i < group; ++i) {
+        const int64_t left = D - (v + i) * W;
+        store_in_row(panel, int(i), int(group), load(source + out * D + i * W, int(left < W ? left : W)));
+      }
+      panel += group * W;
+    }
+  }
+}
+
+// Vectors [begin, end) of units of head n, in groups.
 template <class Storage, int G, class N>
 void pack_bwd(const Problem& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   constexpr int W = kLanes<Compute<Storage>>;
-  const int64_t D = p.D;
   for (int64_t v = begin; v < end; v += kGroup) {
-    const int64_t group = group_size(v, end);
-    N* panel = static_cast<N*>(panels) + v * D * G * W;
-    for (int g = 0; g < G; ++g) {
-      const Storage* source = matrix<Storage, G>(p, k, g, n) + v * W;
-      for (int64_t out = 0; out < D; ++out) {
-        for (int64_t i = 0; i < group; ++i) {
-          const int64_t left = D - (v + i) * W;
-          store_in_row(panel, int(i), int(group), load(source + out * D + i * W, int(left < W ? left : W)));
-        }
-        panel += group * W;
-      }
-    }
+    pack_group<Storage, G>(p, k, n, v, group_size(v, end), static_cast<N*>(panels) + v * p.D * G * W);
   }
 }
 

@@ -80,7 +80,9 @@ inline Plan make_plan(const Shape& s, int64_t threads) {
     const int64_t teams = threads / team;
     // One job for each team, or two where that comes out more even.
     for (int64_t rounds = 1; rounds <= 2; ++rounds) {
-      const int64_t tiles = std::clamp(divide_up(teams * rounds, s.heads), fewest, std::max(s.B, int64_t(1)));
+      // In a single step each tile would read all of the matrix again.
+      const int64_t most = s.T <= 1 ? fewest : std::max(s.B, int64_t(1));
+      const int64_t tiles = std::clamp(divide_up(teams * rounds, s.heads), fewest, most);
       const Plan plan{std::min(teams, s.heads * tiles) * team, team, tiles};
       const double total = total_cost(s, plan);
       if (plan.threads > 1 && total < least) {

@@ -54,7 +54,6 @@ std::vector<int64_t> tile_sequences(const Rows& rows, int64_t tiles) {
 struct Pass {
   int64_t columns;  // of the rows that meet the packed matrix
   int64_t planes;   // arrays of the states' size
-  bool once;        // whether the matrix is used unpacked
   Input input;      // I = 0: none
   void (*pack[kForms])(const Problem&, int64_t, int64_t, int64_t, int64_t, void*);  // nullptr: not in that form
 };
@@ -84,8 +83,7 @@ class Call {
     const Buffers size = buffers(tile_rows, pass_.columns, p_.D, kernel_.lanes, element);
     vectors_ = vectors(p_.D, kernel_.lanes);
     form_ = choose_form(tile_rows);
-    pack_ = pass_.once && form_ != kTiles ? nullptr : pass_.pack[form_];
-    panel_bytes_ = pack_ ? align(panel_bytes()) : 0;
+    pack_ = pass_.pack[form_];
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
     input_tiled_ = kernel_.pack_input_tiles && is_for_tiles() && pass_.input.I >= kTiledInputs;
     const auto input_of = [&](int64_t rows) {
@@ -96,7 +94,13 @@ class Call {
     const int64_t input_elements =
         std::max(input_of(tile_rows).elements(), input_of(std::max<int64_t>(tile_rows - 1, 1)).elements());
     const InputPanels input = input_panels(pass_.input, kernel_.gates, vectors_, kernel_.lanes, element, input_tiled_);
-    input_panel_bytes_ = align(pass_.input.I ? input.all : 0);
+    // What is used once each thread packs when it comes to it; with several tiles each would do so again.
+    once_ = p_.rows.T <= 1 && plan.tiles == 1;
+    input_once_ = input_of(tile_rows).steps >= p_.rows.T && plan.tiles == 1;
+    const int64_t panels = panel_bytes(), input_panels = pass_.input.I ? input.all : 0;
+    panel_bytes_ = once_ ? 0 : align(panels);
+    input_panel_bytes_ = input_once_ ? 0 : align(input_panels);
+    once_bytes_ = align(std::max(once_ ? kGroup * panels : 0, input_once_ ? input_panels : 0) / vectors_);
     input_bytes_ = align(pass_.input.I ? input_elements * element : 0);
     own_bytes_ = align(tile_rows * (std::max<int64_t>(kernel_.gates, kGroup) * kernel_.lanes * element +
                                     int64_t(kernel_.cursor_bytes)));
@@ -117,7 +121,7 @@ class Call {
 
   // A thread's share of the packing, group by group of vectors; groups begin where members' ranges do.
   void pack(int64_t thread) {
-    if (!pack_ && !pass_.input.I) return;
+    if (once_ && input_once_) return;
     Stopwatch watch(seconds_of(thread), kPacking);
     int64_t turn = 0;
     for (int64_t head = 0; head < p_.K * p_.N; ++head) {
@@ -126,9 +130,9 @@ class Call {
         for (int64_t v = range.begin; v < range.end; v += kGroup, ++turn) {
           if (turn % plan_.threads != thread) continue;
           const int64_t end = std::min(range.end, v + kGroup);
-          if (pack_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
+          if (!once_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
           if constexpr (std::is_same_v<Params, LayerParams>) {
-            if (!pass_.input.I) continue;
+            if (!pass_.input.I || input_once_) continue;
             const auto pack_input = input_tiled_ ? kernel_.pack_input_tiles : kernel_.pack_input;
             pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
           }
@@ -151,7 +155,7 @@ class Call {
  private:
   Seconds* seconds_of(int64_t thread) { return target_ ? &seconds_[thread] : nullptr; }
 
-  int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + input_bytes_; }
+  int64_t thread_bytes() const { return own_bytes_ + split_bytes_ + input_bytes_ + once_bytes_; }
 
   // Of one head.
   int64_t panel_bytes() const {
@@ -194,11 +198,14 @@ class Call {
     const Range range = member_range(vectors_, plan_.team, thread % plan_.team);
     char* const own = own_ + thread * thread_bytes();
     char* const split_rows = own + own_bytes_;
+    char* const input = split_rows + split_bytes_;
+    char* const once = input + input_bytes_;
+    char* const panels = once_ ? once : panels_ + head * panel_bytes_;
+    char* const input_panels = input_once_ ? once : input_panels_ + head * input_panel_bytes_;
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
-                  &stop_, thread == 0,
-                  plan_.team > 1 ? barriers_ + team : nullptr, pack_ ? panels_ + head * panel_bytes_ : nullptr, form_,
-                  input_panels_ + head * input_panel_bytes_, input_tiled_, shared_ + team * shared_bytes_, own,
-                  split_rows, split_rows + split_bytes_, seconds_of(thread)});
+                  &stop_, thread == 0, plan_.team > 1 ? barriers_ + team : nullptr, panels, once_, form_, input_panels,
+                  input_once_, input_tiled_, shared_ + team * shared_bytes_, own, split_rows, input,
+                  seconds_of(thread)});
   }
 
   const Params& p_;
@@ -211,10 +218,10 @@ class Call {
   Plan plan_{1, 1, 1};
   std::vector<int64_t> sequences_;
   int64_t vectors_ = 0, panel_bytes_ = 0, shared_bytes_ = 0, own_bytes_ = 0, next_job_ = 0, finished_ = 0;
-  int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0;
+  int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0, once_bytes_ = 0;
   void* memory_ = nullptr;
   Form form_ = kWhole;
-  bool input_tiled_ = false;
+  bool once_ = false, input_once_ = false, input_tiled_ = false;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;
@@ -284,10 +291,8 @@ bool recurrence_fwd(const LayerParams& params, const Kernel& kernel, const Plan&
                     double* seconds) {
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel, params.input.I);
-  // Packing costs about as much as a step of a few rows.
-  const bool once = shape.T <= 1 && shape.B <= 8;
   Stop stop(asked, look_every(shape, plan));
-  Pass pass{params.D, kernel.states, once, params.input, {}};
+  Pass pass{params.D, kernel.states, params.input, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].fwd;
   Call<LayerParams> call(params, kernel, pass, kernel.forward, stop, seconds);
   execute(call, shape, plan);
@@ -299,7 +304,7 @@ bool recurrence_bwd(const BackwardParams& params, const Kernel& kernel, const Pl
   if (is_empty(params)) return false;
   const Shape shape = shape_of(params, kernel);
   Stop stop(asked, look_every(shape, plan));
-  Pass pass{kernel.gates * params.D, 2 * kernel.states, false, {}, {}};
+  Pass pass{kernel.gates * params.D, 2 * kernel.states, {}, {}};
   for (int form = 0; form < kForms; ++form) pass.pack[form] = kernel.pack[form].bwd;
   Call<BackwardParams> call(params, kernel, pass, kernel.backward, stop, seconds);
   execute(call, shape, plan);

@@ -43,7 +43,7 @@ seconds: Tensor | None = None
 summed over threads."""
 
 _FEW_ROWS = 16
-"""Fewer rows than this of an input are not worth a copy of its weights."""
+"""Fewer rows than this of an input, if they are of several steps, are not worth a copy of its weights."""
 
 _FEW = 48
 """Fewer rows, columns or numbers along the sum than this are not worth a product of ours."""
@@ -201,7 +201,9 @@ def forward_from_input(x: Tensor, weight_ih: Tensor, bias: Tensor | None, *probl
 
 def _from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_hh: Tensor,
                 *rest: Any) -> tuple[Tensor, ...]:
-    if x.shape[0] < _FEW_ROWS or not takes_input(weight_hh.shape[-1], x.shape[1], weight_hh.dtype, x.device):
+    rows: Rows = rest[-3]
+    few = x.shape[0] < _FEW_ROWS and rows.T > 1
+    if few or not takes_input(weight_hh.shape[-1], x.shape[1], weight_hh.dtype, x.device):
         wx = products.linear(x, weight_ih, bias).view(x.shape[0], *weight_hh.shape[:4])
         return _run(save, wx, None, weight_hh, *rest)
     return _run(save, None, (x, weight_ih, bias), weight_hh, *rest)
