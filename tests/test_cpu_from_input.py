@@ -108,6 +108,18 @@ def test_layers_that_take_it(options, taken, monkeypatch):
     assert len(calls) == (4 if taken else 0)
 
 
+@pytest.mark.parametrize("name", cpu._cpu.isas() if cpu._cpu else ())
+def test_the_rule_for_bfloat16(name, monkeypatch):
+    """By tiles alone, of what is wide enough for these and not too large for the cache, in more than one step."""
+    monkeypatch.setattr(cpu, "forced_isa", name)
+    for D, inputs, T, expected in ((48, 24, 2, True), (47, 24, 2, False), (48, 23, 2, False), (48, 24, 1, False),
+                                   (512, 512, 9, True), (512, 513, 9, False), (48, 0, 2, False)):
+        assert cpu._cpu.takes_input("bfloat16", name, T, D, inputs) == (expected and name == "avx512amx")
+        if T == 2:
+            assert takes_input("cpu", D, inputs, torch.bfloat16, torch.device("cpu")) == (
+                expected and name == "avx512amx")
+
+
 def test_the_rule():
     for dtype, inputs, expected in ((torch.float32, 1, True), (torch.float32, 4096, True), (torch.float32, 0, False),
                                     (torch.float64, 8, False), (torch.bfloat16, 8, False), (torch.float16, 8, False)):

@@ -93,7 +93,9 @@ void forward(const std::string& cell, const std::string& dtype, const std::strin
   const LayerParams p{forward_params(problem, arrays), input_of(input)};
   check(p, {kernel.gates, kernel.states}, p.input);
   require_at_least(1, "threads", threads);
-  if (p.input.I > 0 && !kernel.pack_input) throw std::invalid_argument("input: expected none for " + dtype);
+  if (p.input.I > 0 && !kernel.pack_input && !takes_tiled_input(kernel, p.rows.T, p.D, p.input.I)) {
+    throw std::invalid_argument("input: expected none for these sizes and " + dtype);
+  }
   run(recurrence_fwd, p, kernel, shape_of(p, kernel, p.input.I), threads, forced, seconds);
 }
 
@@ -129,6 +131,11 @@ bool product(const std::string& isa, int threads, const std::tuple<int64_t, int6
   bool done = false;
   without_lock([&] { done = matrix_product(given, multiply, std::min<int64_t>(threads, kMaxThreads)); });
   return done;
+}
+
+bool takes_input(const std::string& dtype, const std::string& isa, int64_t T, int64_t D, int64_t inputs) {
+  const Kernel& kernel = find_kernel(isa, "lstm", dtype);
+  return inputs > 0 && (kernel.pack_input || takes_tiled_input(kernel, T, D, inputs));
 }
 
 py::list phases() {
@@ -198,6 +205,9 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("c"),
              "c (M, N) = a b of float32 for sizes (M, N, K), factors as (address, stride, whether numbers lie side by "
              "side along K). False where torch's product is the better one; c is then not to be used.");
+  module.def("takes_input", &takes_input, py::arg("dtype"), py::arg("isa"), py::arg("T"), py::arg("D"),
+             py::arg("inputs"),
+             "Whether forward takes an input of so many features, for T steps of heads of D units.");
   module.def("phases", &phases, "The names of what `seconds` has a number for each of.");
   module.def("cells", &cells, "The cells that there are kernels for.");
   module.def("isas", &runnable_isas, "The instruction sets whose kernels run here, the best first.");

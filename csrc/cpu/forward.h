@@ -25,8 +25,9 @@ class Forward : Pass<Cell, Storage, LayerParams> {
  public:
   // One row in the current step.
   struct Cursor {
-    const Storage* wx;  // of gate g and vector v at g * wx_gate_ + v * wx_vector_
-    Storage* pre;       // (G, gate_stride)
+    const Storage* wx;    // (G, gate_stride), if there is no input
+    const E* products;    // if there is, of the row, in (vectors, rows of InputBuffers, G, W)
+    Storage* pre;         // (G, gate_stride)
     Storage* output;
     E* states;            // (S - 1, row_plane)
     const Storage* mask;  // may be nullptr
@@ -38,9 +39,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   Forward(const LayerParams& p, const Job& job)
       : Base(p, job, p.D, std::is_same_v<Storage, BFloat16> && !p.h_mask ? 1 : kParts),
         cursors_(reinterpret_cast<Cursor*>(sums_ + job.count * G * W)),
-        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E), job.input_tiled)),
-        x_(static_cast<E*>(job.input)),
-        wx_gate_(p.input.I ? W : place_.gate_stride()), wx_vector_(p.input.I ? input_.rows * G * W : W) {}
+        input_(input_buffers(p.input, job.count, job.end - job.begin, G, W, sizeof(E), job.input_parts)),
+        x_(static_cast<E*>(job.input)) {}
 
   void run() {
     for (int64_t i = 0; i < job_.count; ++i) start(i);
@@ -80,9 +80,11 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     if constexpr (takes_input<Storage>) {
       taken_ = 0;
       if constexpr (has_tiles<Storage>) {
-        if (job_.input_tiled) return multiply_input_by_tiles(step, active);
+        if (job_.input_parts) return multiply_input_by_tiles(step, active);
       }
-      const int64_t I = p_.input.I, columns = input_columns(p_.input, false);
+    }
+    if constexpr (takes_any_input<Storage>) {
+      const int64_t I = p_.input.I, columns = input_columns(p_.input, 0);
       const int64_t rows = for_each_input(step, active, [&](int64_t i, const Storage* x) {
         std::copy_n(x, I, x_ + i * input_.stride);
         if (p_.input.bias) x_[i * input_.stride + I] = 1;
@@ -113,9 +115,9 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   }
 
   void multiply_input_by_tiles(int64_t step, int64_t active) {
-    const InputPanels size = input_panels(p_.input, G, vectors(p_.D, W), W, sizeof(E), true);
+    const InputPanels size = input_panels(p_.input, G, vectors(p_.D, W), W, sizeof(E), kPartsOf<Storage>);
     char* const panels = static_cast<char*>(job_.input_panels);
-    SplitRows split_rows(x_, input_.rows, p_.input.I, kParts);
+    SplitRows split_rows(x_, input_.rows, p_.input.I, kPartsOf<Storage>);
     bool large_row = false;
     const int64_t rows = for_each_input(step, active, [&](int64_t i, const Storage* x) {
       split_rows.set(i, x);
@@ -132,7 +134,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
       } else {
         large = reinterpret_cast<const bool*>(panels + size.flags)[v];
       }
-      multiply_input_tiles<G>(panel, size, split_rows, rows, input_products(v));
+      multiply_input_tiles<G, kPartsOf<Storage>>(panel, size, split_rows, rows, input_products(v));
       if (__builtin_expect(!large && !large_row, 1)) continue;
       const E* const bias = reinterpret_cast<const E*>(panel + size.bias);
       for_each_input(step, active, [&](int64_t i, const Storage* x) {
@@ -166,14 +168,14 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   }
 
   // (rows, G, W) for the vector v of units.
-  E* input_products(int64_t v) { return x_ + input_.x + (v - job_.begin) * wx_vector_; }
+  E* input_products(int64_t v) { return x_ + input_.x + (v - job_.begin) * input_.rows * G * W; }
 
-  // Row `row`'s wx, or the next of the products of the input.
-  const Storage* next_wx(int64_t row) {
+  // The vector v of units of gate g of a row's wx, or of its products.
+  XF_HD V pre_of_input(const Cursor& row, int g, int64_t v) const {
     if constexpr (takes_input<Storage>) {
-      if (p_.input.I) return input_products(0) + taken_++ * G * W;
+      if (p_.input.I) return V::load(row.products + (v * input_.rows * G + g) * W);
     }
-    return static_cast<const Storage*>(p_.wx) + place_.gates(row);
+    return load(row.wx + g * place_.gate_stride() + v * W, lanes(v * W));
   }
 
   void product(int64_t v, int64_t active, const E* h) {
@@ -247,7 +249,8 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     const int64_t row = walk.row(step), gates = place_.gates(row), state = place_.row_state(row);
     const bool last = step + 1 == walk.length;
     const int64_t cut = last ? -1 : walk.cut(step + 1);
-    return {next_wx(row),
+    return {at(static_cast<const Storage*>(p_.wx), gates),
+            p_.input.I ? input_products(0) + taken_++ * G * W : nullptr,
             at(static_cast<Storage*>(p_.pre), gates),
             static_cast<Storage*>(p_.output) + state,
             at(static_cast<E*>(p_.states), state),
@@ -262,7 +265,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
     const int n = lanes(u);
     V pre[G], s[S], next[S];
     for (int g = 0; g < G; ++g) {
-      pre[g] = V::load(sums_ + (i * G + g) * W) + load(row.wx + g * wx_gate_ + v * wx_vector_, n);
+      pre[g] = V::load(sums_ + (i * G + g) * W) + pre_of_input(row, g, v);
       if constexpr (kSave) store(row.pre + g * place_.gate_stride() + u, pre[g], n);
     }
     for (int j = Cell::kReadsH ? 0 : 1; j < S; ++j) s[j] = V::load(in(carry_, i, u) + j * size_.plane);
@@ -279,7 +282,7 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   // Into the cache, while the product of the next vector of units is formed, the memory that its step reads and writes.
   XF_HD void fetch(const Cursor& row, int64_t u) {
     if (!p_.input.I) {
-      for (int g = 0; g < G; ++g) __builtin_prefetch(row.wx + g * wx_gate_ + u);
+      for (int g = 0; g < G; ++g) __builtin_prefetch(row.wx + g * place_.gate_stride() + u);
     }
     __builtin_prefetch(row.output + u, 1);
     if constexpr (kSave) {
@@ -308,7 +311,6 @@ class Forward : Pass<Cell, Storage, LayerParams> {
   Cursor* const cursors_;
   const InputBuffers input_;
   E* const x_;
-  const int64_t wx_gate_, wx_vector_;
   int64_t taken_ = 0;  // of the products of the input
 };
 

@@ -1,4 +1,4 @@
-// The product of an input of float32 and its weights by AMX, for as many rows as a thread takes at a time.
+// The product of an input and its weights by AMX, for as many rows as a thread takes at a time.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace {
 // The weights of the input of the vector v of units of head n, to a panel: a strip of columns for each gate, then the
 // bias. Returns whether there are numbers too large for tiles.
 template <class Storage, int G>
-bool pack_tiled_input_vector(const LayerParams& p, int64_t k, int64_t n, int64_t v, const InputPanels& size, char* panel) {
+bool pack_tiled_input_vector(const LayerParams& p, int64_t k, int64_t n, int64_t v, const InputPanels& size,
+                             char* panel) {
   constexpr int W = kLanes<float>;
   const Input& input = p.input;
   const int64_t I = input.I;
@@ -33,7 +34,7 @@ bool pack_tiled_input_vector(const LayerParams& p, int64_t k, int64_t n, int64_t
 template <class Storage, int G>
 void pack_tiled_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   constexpr int W = kLanes<float>;
-  const InputPanels size = input_panels(p.input, G, vectors(p.D, W), W, sizeof(float), true);
+  const InputPanels size = input_panels(p.input, G, vectors(p.D, W), W, sizeof(float), kPartsOf<Storage>);
   char* const bytes = static_cast<char*>(panels);
   for (int64_t v = begin; v < end; ++v) {
     reinterpret_cast<bool*>(bytes + size.flags)[v] =
@@ -42,7 +43,7 @@ void pack_tiled_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin,
 }
 
 // c[rows][G][W] = the split rows times the panel of one vector of units, plus its bias; c has room for whole blocks.
-template <int G>
+template <int G, int P>
 void multiply_input_tiles(const char* panel, const InputPanels& size, const SplitRows& x, int64_t rows, float* c) {
   constexpr int W = kLanes<float>;
   const int64_t columns = x.columns();
@@ -53,7 +54,7 @@ void multiply_input_tiles(const char* panel, const InputPanels& size, const Spli
       const int g = std::min(pair, G - 2);
       const float* const bias = static_cast<const float*>(static_cast<const void*>(panel + size.bias)) + g * W;
       const auto* const strips = reinterpret_cast<const BFloat16*>(panel + g * size.strip);
-      multiply_block(some, packed_strips(strips, columns), columns, c + (i * G + g) * W, G * W, [&](auto sums) {
+      multiply_block<P>(some, packed_strips<P>(strips, columns), columns, c + (i * G + g) * W, G * W, [&](auto sums) {
         load_tile<sums>(bias + sums % 2 * W, 0);  // the same line for every row
       });
     }

@@ -49,11 +49,12 @@ constexpr Kernel kernel() {
     constexpr size_t cursor =
         larger(sizeof(typename Forward<Cell, Storage, true>::Cursor), sizeof(typename Backward<Cell, Storage>::Cursor));
     Kernel result{kLanes<E>, sizeof(E), Cell::G, Cell::S, cursor, is_bfloat16<Storage>, {}, nullptr,
-                  nullptr, recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
+                  nullptr, 0, recurrence_fwd<Cell, Storage>, recurrence_bwd<Cell, Storage>};
     set_packers<Storage, Cell::G>(result.pack);
-    if constexpr (takes_input<Storage>) result.pack_input = pack_input<Storage, Cell::G>;
+    if constexpr (takes_any_input<Storage>) result.pack_input = pack_input<Storage, Cell::G>;
     if constexpr (takes_input<Storage> && has_tiles<Storage>) {
       result.pack_input_tiles = pack_tiled_input<Storage, Cell::G>;
+      result.input_parts = kPartsOf<Storage>;
     }
     return result;
   }

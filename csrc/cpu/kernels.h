@@ -35,7 +35,7 @@ struct Job {
   Form form;                 // of the panels
   void* input_panels;        // the head's weights of the input likewise, if there is one; if once, room for a vector
   bool input_once;
-  bool input_tiled;          // whether these are for tiles (input_tiles.h)
+  int input_parts;           // of their numbers in tiles (input_tiles.h); 0: they are in none
   void* shared;        // (shared_elements,) of the threads that share the job
   void* own;           // (own_bytes,) of this thread
   void* split_rows;    // (split_rows_bytes,) of this thread, if the form is kTiles
@@ -103,7 +103,7 @@ constexpr int64_t kUnpackedRows = 4;
 
 // The fewest rows of an input to multiply by their weights at a time, several steps of them where a step has fewer: so
 // many that reading the weights is not what takes the time, and few enough for the products to stay in cache. By tiles,
-// which are faster and read six bytes for a number, twice as many.
+// which are faster and may read six bytes for a number, twice as many.
 constexpr int64_t kInputRows = 128;
 
 // Rows of float32 that are multiplied together by tiles.
@@ -120,14 +120,14 @@ struct InputBuffers {
 };
 
 // Columns of x as it is multiplied: the features and, where there is a bias, a 1 for it. Tiles start with the bias.
-XF_HD int64_t input_columns(const Input& input, bool tiled) { return input.I + (input.bias && !tiled ? 1 : 0); }
+XF_HD int64_t input_columns(const Input& input, int parts) { return input.I + (input.bias && !parts ? 1 : 0); }
 
 XF_HD InputBuffers input_buffers(const Input& input, int64_t rows, int64_t vectors, int64_t gates, int64_t lanes,
-                                 int64_t element_size, bool tiled) {
-  const int64_t steps = ((tiled ? 2 : 1) * kInputRows + rows - 1) / rows, columns = input_columns(input, tiled);
-  const int64_t all = tiled ? (steps * rows + kBlockRows - 1) / kBlockRows * kBlockRows : steps * rows;
+                                 int64_t element_size, int parts) {
+  const int64_t steps = ((parts ? 2 : 1) * kInputRows + rows - 1) / rows, columns = input_columns(input, parts);
+  const int64_t all = parts ? (steps * rows + kBlockRows - 1) / kBlockRows * kBlockRows : steps * rows;
   const int64_t line = 64 / element_size, stride = row_stride(columns, element_size);
-  const int64_t x = tiled ? (split_rows_bytes(all, columns) + 63) / 64 * line : all * stride;
+  const int64_t x = parts ? (split_rows_bytes(all, columns) + 63) / 64 * line : all * stride;
   return {steps, all, stride, x, vectors * all * gates * lanes};
 }
 
@@ -138,10 +138,10 @@ struct InputPanels {
 };
 
 XF_HD InputPanels input_panels(const Input& input, int64_t gates, int64_t vectors, int64_t lanes, int64_t element_size,
-                               bool tiled) {
-  const int64_t columns = input_columns(input, tiled), line = gates * lanes * element_size;
-  if (!tiled) return {0, 0, columns * line, 0, vectors * columns * line};
-  const int64_t strip = tiles(columns) * kParts * kTileBytes, vector = gates * strip + line;
+                               int parts) {
+  const int64_t columns = input_columns(input, parts), line = gates * lanes * element_size;
+  if (!parts) return {0, 0, columns * line, 0, vectors * columns * line};
+  const int64_t strip = tiles(columns) * parts * kTileBytes, vector = gates * strip + line;
   return {strip, gates * strip, vector, vectors * vector, vectors * vector + vectors};
 }
 
@@ -151,8 +151,8 @@ struct Packers {
   void (*bwd)(const Problem&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
 };
 
-// pack_input writes panels of the weights of the input, and is nullptr where the kernel takes none; pack_input_tiles
-// writes them for tiles, and is nullptr where there are none.
+// pack_input writes panels of the weights of the input, and pack_input_tiles writes them for tiles, in `input_parts`
+// parts; either is nullptr where a kernel takes no input so.
 struct Kernel {
   int64_t lanes, element_size, gates, states;
   size_t cursor_bytes;  // per row, the larger of forward's and backward's
@@ -160,6 +160,7 @@ struct Kernel {
   Packers pack[kForms];
   void (*pack_input)(const LayerParams&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
   void (*pack_input_tiles)(const LayerParams&, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels);
+  int input_parts;
   void (*forward)(const LayerParams&, const Job&);
   void (*backward)(const BackwardParams&, const Job&);
 };

@@ -142,7 +142,7 @@ template <class Storage, int G>
 void pack_input(const LayerParams& p, int64_t k, int64_t n, int64_t begin, int64_t end, void* panels) {
   using E = Compute<Storage>;
   constexpr int W = kLanes<E>;
-  const int64_t size = input_columns(p.input, false) * G * W;
+  const int64_t size = input_columns(p.input, 0) * G * W;
   for (int64_t v = begin; v < end; ++v) {
     pack_input_vector<Storage, G>(p, k, n, v, static_cast<E*>(panels) + v * size);
   }

@@ -50,6 +50,11 @@ XF_HD Vec<E, W> multiply_add(E x, Vec<E, W> r, Vec<E, W> sum) {
   return fma(Vec<E, W>(x), r, sum);
 }
 
+template <int W>
+XF_HD Vec<float, W> multiply_add(BFloat16 x, Vec<float, W> r, Vec<float, W> sum) {
+  return multiply_add(widen(x), r, sum);
+}
+
 #if defined(__AVX512BF16__)
 XF_HD Vec<float, 16> multiply_add(Pair x, Vec<float, 16> r, Vec<float, 16> sum) {
   float word;

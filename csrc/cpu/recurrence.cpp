@@ -23,6 +23,10 @@ constexpr int64_t kFewRows = 8;
 // The fewest units whose products are of the processor's tiles; and of an input, the fewest features.
 constexpr int64_t kTiledUnits = 48, kTiledInputs = 24;
 
+// The most weights of an input of bfloat16, of a head's gate, that a call multiplies itself. More, read again every few
+// steps, push the recurrent matrix out of the second-level cache, and torch's product of all rows is as fast.
+constexpr int64_t kBFloat16Weights = 512 * 512;
+
 int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 // The vectors of units [begin, end) of member `index` of a team.
@@ -85,15 +89,15 @@ class Call {
     form_ = choose_form(tile_rows);
     pack_ = pass_.pack[form_];
     shared_bytes_ = align((2 * size.exchange + pass_.planes * size.plane) * element);
-    input_tiled_ = kernel_.pack_input_tiles && is_for_tiles() && pass_.input.I >= kTiledInputs;
+    input_parts_ = takes_tiled_input(kernel_, p_.rows.T, p_.D, pass_.input.I) ? kernel_.input_parts : 0;
     const auto input_of = [&](int64_t rows) {
       return input_buffers(pass_.input, rows, divide_up(vectors_, plan.team), kernel_.gates, kernel_.lanes, element,
-                           input_tiled_);
+                           input_parts_);
     };
     // A tile with a sequence less may take a step more at a time.
     const int64_t input_elements =
         std::max(input_of(tile_rows).elements(), input_of(std::max<int64_t>(tile_rows - 1, 1)).elements());
-    const InputPanels input = input_panels(pass_.input, kernel_.gates, vectors_, kernel_.lanes, element, input_tiled_);
+    const InputPanels input = input_panels(pass_.input, kernel_.gates, vectors_, kernel_.lanes, element, input_parts_);
     // What is used once each thread packs when it comes to it; with several tiles each would do so again.
     once_ = p_.rows.T <= 1 && plan.tiles == 1;
     input_once_ = input_of(tile_rows).steps >= p_.rows.T && plan.tiles == 1;
@@ -133,7 +137,7 @@ class Call {
           if (!once_) pack_(p_, head / p_.N, head % p_.N, v, end, panels_ + head * panel_bytes_);
           if constexpr (std::is_same_v<Params, LayerParams>) {
             if (!pass_.input.I || input_once_) continue;
-            const auto pack_input = input_tiled_ ? kernel_.pack_input_tiles : kernel_.pack_input;
+            const auto pack_input = input_parts_ ? kernel_.pack_input_tiles : kernel_.pack_input;
             pack_input(p_, head / p_.N, head % p_.N, v, end, input_panels_ + head * input_panel_bytes_);
           }
         }
@@ -204,7 +208,7 @@ class Call {
     char* const input_panels = input_once_ ? once : input_panels_ + head * input_panel_bytes_;
     body_(p_, Job{head / p_.N, head % p_.N, sequences_.data() + first, few + (tile < more), range.begin, range.end,
                   &stop_, thread == 0, plan_.team > 1 ? barriers_ + team : nullptr, panels, once_, form_, input_panels,
-                  input_once_, input_tiled_, shared_ + team * shared_bytes_, own, split_rows, input,
+                  input_once_, input_parts_, shared_ + team * shared_bytes_, own, split_rows, input,
                   seconds_of(thread)});
   }
 
@@ -221,7 +225,8 @@ class Call {
   int64_t input_panel_bytes_ = 0, input_bytes_ = 0, split_bytes_ = 0, once_bytes_ = 0;
   void* memory_ = nullptr;
   Form form_ = kWhole;
-  bool once_ = false, input_once_ = false, input_tiled_ = false;
+  bool once_ = false, input_once_ = false;
+  int input_parts_ = 0;
   void (*pack_)(const Problem&, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
   char* panels_ = nullptr;
   Barrier* barriers_ = nullptr;
@@ -283,6 +288,11 @@ Shape shape_of(const Problem& p, const Kernel& kernel, int64_t inputs) {
   for (int64_t b = 0; p.rows.length && b < p.rows.B; ++b) longest = std::max(longest, sequence_length(p.rows, b));
   return {p.K * p.N, p.rows.B, longest, p.D, kernel.gates, kernel.lanes, kernel.element_size,
           inputs};
+}
+
+bool takes_tiled_input(const Kernel& kernel, int64_t T, int64_t D, int64_t inputs) {
+  if (!kernel.pack_input_tiles || T <= 1 || D < kTiledUnits || inputs < kTiledInputs) return false;
+  return kernel.input_parts > 1 || D * inputs <= kBFloat16Weights;
 }
 
 bool is_long(const Shape& shape, const Plan& plan) { return shape.B > 0 && total_cost(shape, plan) > kLong; }

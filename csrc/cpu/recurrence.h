@@ -9,6 +9,9 @@ namespace xlstm_fused::cpu {
 
 Shape shape_of(const Problem& problem, const Kernel& kernel, int64_t inputs = 0);
 
+// Whether the product of an input is formed by tiles.
+bool takes_tiled_input(const Kernel& kernel, int64_t T, int64_t D, int64_t inputs);
+
 // Whether a call is so long that somebody may want to stop it: more than a few milliseconds.
 bool is_long(const Shape& shape, const Plan& plan);
 

@@ -24,10 +24,6 @@ using Compute = typename ComputeOf<Storage>::Type;
 template <class Storage>
 inline constexpr bool can_be_bfloat16 = std::is_same_v<Storage, float> || std::is_same_v<Storage, BFloat16>;
 
-// Whether such a layer's forward pass takes an input: torch's own products of the other types are as fast.
-template <class Storage>
-inline constexpr bool takes_input = std::is_same_v<Storage, float>;
-
 // Whether products of h and the matrix may be of bfloat16 by the ISA's own instruction.
 #if defined(__AVX512BF16__)
 template <class Storage>
@@ -45,6 +41,13 @@ inline constexpr bool has_tiles = can_be_bfloat16<Storage>;
 template <class Storage>
 inline constexpr bool has_tiles = false;
 #endif
+
+// Whether such a layer's forward pass takes an input: torch's own products of the other types are as fast. One of
+// bfloat16 only for tiles, as a float32 may be.
+template <class Storage>
+inline constexpr bool takes_input = std::is_same_v<Storage, float> || has_tiles<Storage>;
+template <class Storage>
+inline constexpr bool takes_any_input = std::is_same_v<Storage, float>;
 
 // What such a product takes at a time: the numbers of k and k + 1.
 struct Pair {

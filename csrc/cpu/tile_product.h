@@ -15,7 +15,7 @@ bool pack_strips(const Factor& factor, int64_t outer, int64_t count, int64_t fir
                  BFloat16* strips) {
   typename Words<kStrip>::Whole found = {};
   // Along whichever side numbers lie side by side, a page holds the strips of several tiles of k, or of several strips.
-  const int64_t strip = packed_strip(depth);
+  const int64_t strip = packed_strip<kParts>(depth);
   if (factor.along_sum) {
     for (int64_t i = 0; i < count; i += kStrip) {
       pack_strip<true, kByOuter>(factor.numbers, factor.stride, outer + i, outer + count, first, K, depth,
@@ -34,7 +34,8 @@ bool pack_strips(const Factor& factor, int64_t outer, int64_t count, int64_t fir
 
 // c[kBlock][kBlock] (+)= two strips of rows times two of columns.
 XF_HD void add_block(const BFloat16* rows, const BFloat16* columns, int64_t depth, float* c, int64_t ldc, bool first) {
-  multiply_block(packed_strips(rows, depth), packed_strips(columns, depth), depth, c, ldc, [&](auto i) {
+  multiply_block<kParts>(packed_strips<kParts>(rows, depth), packed_strips<kParts>(columns, depth), depth, c, ldc,
+                         [&](auto i) {
     if (first) zero_tile<i>();
     else load_tile<i>(c + sums_at(i, ldc), ldc * int64_t(sizeof(float)));
   });

@@ -49,8 +49,8 @@ XF_HD void split(Vec<float, W> x, Vec<float, W> (&parts)[P]) {
 }
 
 // The parts of a row; whether it has numbers too large for tiles, in place of which it is zero.
-template <int P>
-bool split_row(const float* x, int64_t columns, BFloat16* row) {
+template <int P, class Storage>
+bool split_row(const Storage* x, int64_t columns, BFloat16* row) {
   constexpr int W = kLanes<float>;
   using V = Vec<float, W>;
   typename Words<W>::Whole found = {};
@@ -75,7 +75,8 @@ class SplitRows {
       : parts_(parts), columns_(columns), stride_(split_stride(columns)), numbers_(static_cast<BFloat16*>(memory)),
         large_(reinterpret_cast<bool*>(numbers_ + rows * stride_)) {}
 
-  void set(int64_t i, const float* x) {
+  template <class Storage>
+  void set(int64_t i, const Storage* x) {
     BFloat16* row = numbers_ + i * stride_;
     large_[i] = parts_ == 1 ? split_row<1>(x, columns_, row) : split_row<kParts>(x, columns_, row);
   }

@@ -45,6 +45,9 @@ summed over threads."""
 _FEW_ROWS = 16
 """Fewer rows than this of an input, if they are of several steps, are not worth a copy of its weights."""
 
+_SOME_STEPS = 2
+"""A number of steps that stands for all but one."""
+
 _FEW = 48
 """Fewer rows, columns or numbers along the sum than this are not worth a product of ours."""
 
@@ -155,8 +158,9 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, rows: Rows) -> Tensor:
 
 def takes_input(D: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether :func:`forward_from_input` and :func:`inference_from_input` are the way to go, for an input of ``inputs``
-    features. For the other dtypes there are no such kernels: torch has the better instructions for some."""
-    return dtype == torch.float32 and inputs > 0
+    features and more than one step. Where there are no such kernels torch's products are as fast."""
+    result: bool = _cpu.takes_input(_DTYPES[dtype], forced_isa, _SOME_STEPS, D, inputs)
+    return result
 
 
 def _run(save: bool, wx: Tensor | None, input: _Input | None, weight_hh: Tensor, h0: Tensor | None, s0: Tensor | None,
@@ -203,7 +207,7 @@ def _from_input(save: bool, x: Tensor, weight_ih: Tensor, bias: Tensor | None, w
                 *rest: Any) -> tuple[Tensor, ...]:
     rows: Rows = rest[-3]
     few = x.shape[0] < _FEW_ROWS and rows.T > 1
-    if few or not takes_input(weight_hh.shape[-1], x.shape[1], weight_hh.dtype, x.device):
+    if few or not _cpu.takes_input(_DTYPES[weight_hh.dtype], forced_isa, rows.T, weight_hh.shape[-1], x.shape[1]):
         wx = products.linear(x, weight_ih, bias).view(x.shape[0], *weight_hh.shape[:4])
         return _run(save, wx, None, weight_hh, *rest)
     return _run(save, None, (x, weight_ih, bias), weight_hh, *rest)
