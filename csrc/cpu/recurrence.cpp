@@ -292,7 +292,7 @@ Shape shape_of(const Problem& p, const Kernel& kernel, int64_t inputs) {
 
 bool takes_tiled_input(const Kernel& kernel, int64_t T, int64_t D, int64_t inputs) {
   if (!kernel.pack_input_tiles || T <= 1 || D < kTiledUnits || inputs < kTiledInputs) return false;
-  return kernel.input_parts > 1 || D * inputs <= kBFloat16Weights;
+  return kernel.input_parts > 1 || inputs <= kBFloat16Weights / D;
 }
 
 bool is_long(const Shape& shape, const Plan& plan) { return shape.B > 0 && total_cost(shape, plan) > kLong; }
