@@ -4,7 +4,7 @@ import pytest
 import torch
 from inputs import from_input, two_steps, with_input
 from problems import LAYOUTS, Problem
-from test_cpu import assert_true, forced_plan, isa  # noqa: F401 (fixtures)
+from test_cpu import ISAS, assert_true, forced_plan, isa  # noqa: F401 (fixtures)
 from tolerances import assert_close
 
 from xlstm_fused import FusedxLSTM
@@ -108,7 +108,7 @@ def test_layers_that_take_it(options, taken, monkeypatch):
     assert len(calls) == (4 if taken else 0)
 
 
-@pytest.mark.parametrize("name", cpu._cpu.isas() if cpu._cpu else ())
+@pytest.mark.parametrize("name", ISAS)
 def test_the_rule_for_bfloat16(name, monkeypatch):
     """By tiles alone, of what is wide enough for these and not too large for the cache, in more than one step."""
     monkeypatch.setattr(cpu, "forced_isa", name)

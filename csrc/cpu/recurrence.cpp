@@ -27,6 +27,9 @@ constexpr int64_t kTiledUnits = 48, kTiledInputs = 24;
 // steps, push the recurrent matrix out of the second-level cache, and torch's product of all rows is as fast.
 constexpr int64_t kBFloat16Weights = 512 * 512;
 
+// Not by who else is in the batch: sums by tiles are rounded in another way than others.
+bool is_for_tiles(int64_t T, int64_t D) { return T > 1 && D >= kTiledUnits; }
+
 int64_t align(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 // The vectors of units [begin, end) of member `index` of a team.
@@ -168,11 +171,8 @@ class Call {
     return vectors_ * kernel_.lanes * (p_.D + 1) * kernel_.gates * (form_ == kWhole ? kernel_.element_size : 2);
   }
 
-  // Not by who else is in the batch: sums by tiles are rounded in another way than others.
-  bool is_for_tiles() const { return p_.D >= kTiledUnits && p_.rows.T > 1; }
-
   Form choose_form(int64_t tile_rows) const {
-    if (pass_.pack[kTiles] && is_for_tiles() && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
+    if (pass_.pack[kTiles] && is_for_tiles(p_.rows.T, p_.D) && kernel_.is_bfloat16(p_, kernel_.gates)) return kTiles;
     // A mask would make h something that is not bfloat16.
     if (pass_.pack[kPairs] && !p_.h_mask) return kPairs;
     // To widen halves costs instructions, which pay where few rows share what is read.
@@ -291,7 +291,7 @@ Shape shape_of(const Problem& p, const Kernel& kernel, int64_t inputs) {
 }
 
 bool takes_tiled_input(const Kernel& kernel, int64_t T, int64_t D, int64_t inputs) {
-  if (!kernel.pack_input_tiles || T <= 1 || D < kTiledUnits || inputs < kTiledInputs) return false;
+  if (!kernel.pack_input_tiles || !is_for_tiles(T, D) || inputs < kTiledInputs) return false;
   return kernel.input_parts > 1 || inputs <= kBFloat16Weights / D;
 }
 
